@@ -1,0 +1,1 @@
+"""Payment channels: one protocol, one adapter a channel, one registry of configured accounts."""

@@ -1,0 +1,46 @@
+"""Which channels and accounts are configured: names to adapters, names to small codes for the index."""
+
+from collections.abc import Iterable, Mapping
+
+from paycore.channels.protocol import Channel
+
+MAX_ACCOUNT_CODE = 255
+
+
+class ChannelRegistry:
+    """The configured channels. ``accounts``: the account names of each channel, in the order of configuration.
+
+    Raises ValueError when there are more accounts than the index has codes for.
+    """
+
+    def __init__(self, channels: Mapping[str, Channel], accounts: Mapping[str, Iterable[str]]) -> None:
+        self._channels = dict(channels)
+        pairs = [(channel, account) for channel, names in accounts.items() for account in names]
+        if len(pairs) > MAX_ACCOUNT_CODE:
+            raise ValueError(f"at most {MAX_ACCOUNT_CODE} accounts can be configured, not {len(pairs)}")
+        self._codes = {pair: code for code, pair in enumerate(pairs, start=1)}
+
+    def has_channel(self, channel: str) -> bool:
+        """Whether a channel of this name is configured."""
+        return channel in self._channels
+
+    def code(self, channel: str, account: str) -> int:
+        """Return the account's code of 1 to 255, or 0 when it is not configured."""
+        return self._codes.get((channel, account), 0)
+
+    def channel(self, name: str) -> Channel:
+        """Return the adapter of a configured channel. Raises KeyError when there is none."""
+        return self._channels[name]
+
+    def channel_names(self) -> list[str]:
+        """The configured channels, in the order of configuration."""
+        return list(self._channels)
+
+    def account_names(self, channel: str) -> list[str]:
+        """The configured accounts of a channel, in the order of configuration."""
+        return [account for name, account in self._codes if name == channel]
+
+    async def aclose(self) -> None:
+        """Close every adapter."""
+        for channel in self._channels.values():
+            await channel.aclose()

@@ -1,0 +1,180 @@
+"""Reads that are the same for every database. Each takes a connection whose transaction the caller owns."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, exists, func, select
+
+from paycore.domain.verdicts import AttemptState
+from paycore.store import tables
+from paycore.store.protocol import REFUND_UNFINISHED, Backlog, DueRefund
+from paycore.store.rows import (
+    ChannelOrderRow,
+    ExcessRow,
+    OutcomeRow,
+    PaymentFile,
+    PaymentRecord,
+    PaymentRow,
+    QuarantineRow,
+    RefundResultRow,
+    RefundRow,
+    RefundTryRow,
+)
+
+_CHUNK = 500
+"""Ids in one IN list: far below every database's limit on parameters."""
+
+_BY_IDS = {
+    table.name: select(table)
+    .where(table.c.payment_id.in_(bindparam("ids", expanding=True)))
+    .order_by(*table.primary_key.columns)
+    for table in (tables.payment, tables.channel_order, tables.payment_outcome, tables.excess_payment)
+}
+
+
+def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(ids), _CHUNK):
+        yield ids[start : start + _CHUNK]
+
+
+def load_records(connection: Connection, payment_ids: Iterable[int]) -> dict[int, PaymentRecord]:
+    """Read payments with attempts, outcome and excess; those that do not exist are left out."""
+    records: dict[int, PaymentRecord] = {}
+    for ids in _chunks(sorted(set(payment_ids))):
+        _load_chunk(connection, ids, records)
+    return records
+
+
+def _load_chunk(connection: Connection, ids: Sequence[int], records: dict[int, PaymentRecord]) -> None:
+    def rows(table: Table) -> Any:
+        return connection.execute(_BY_IDS[table.name], {"ids": ids})
+
+    for row in rows(tables.payment):
+        records[row.payment_id] = PaymentRecord(PaymentRow(*row))
+    for row in rows(tables.channel_order):
+        records[row.payment_id].attempts[row.attempt] = ChannelOrderRow(*row)
+    for row in rows(tables.payment_outcome):
+        records[row.payment_id].outcome = OutcomeRow(*row)
+    for row in rows(tables.excess_payment):
+        records[row.payment_id].excess.append(ExcessRow(*row))
+
+
+def find_payment_id(connection: Connection, merchant_id: str, merchant_order_no: str) -> int | None:
+    """Look up a merchant order."""
+    table = tables.merchant_order
+    return connection.execute(
+        select(table.c.payment_id).where(
+            table.c.merchant_id == merchant_id, table.c.merchant_order_no == merchant_order_no
+        )
+    ).scalar_one_or_none()
+
+
+def load_file(connection: Connection, payment_id: int) -> PaymentFile | None:
+    """Read everything about one payment."""
+    record = load_records(connection, [payment_id]).get(payment_id)
+    if record is None:
+        return None
+
+    def rows(table: Table, *order: ColumnElement[Any]) -> Any:
+        return connection.execute(select(table).where(table.c.payment_id == payment_id).order_by(*order))
+
+    refund, evidence = tables.refund, tables.quarantine
+    tries, results = tables.refund_try, tables.refund_result
+    return PaymentFile(
+        record,
+        [RefundRow(*row) for row in rows(refund, refund.c.recorded_at_ms, refund.c.refund_no)],
+        [RefundTryRow(*row) for row in rows(tries, tries.c.refund_no, tries.c.seq)],
+        [RefundResultRow(*row) for row in rows(results, results.c.refund_no, results.c.seq)],
+        [QuarantineRow(*row) for row in rows(evidence, evidence.c.first_seen_at_ms, evidence.c.quarantine_id)],
+    )
+
+
+def _refunded(excess: Table) -> ColumnElement[bool]:
+    refund = tables.refund
+    return exists().where(
+        refund.c.payment_id == excess.c.payment_id,
+        refund.c.attempt == excess.c.attempt,
+        refund.c.channel_trade_no == excess.c.channel_trade_no,
+    )
+
+
+def payments_owing_refunds(connection: Connection, limit: int) -> list[int]:
+    """Payments with an outcome and an excess capture, other than the kept one, that has no refund."""
+    excess, outcome = tables.excess_payment, tables.payment_outcome
+    kept = and_(outcome.c.attempt == excess.c.attempt, outcome.c.channel_trade_no == excess.c.channel_trade_no)
+    statement = (
+        select(excess.c.payment_id)
+        .join(outcome, outcome.c.payment_id == excess.c.payment_id)
+        .where(~kept, ~_refunded(excess))
+        .distinct()
+        .order_by(excess.c.payment_id)
+        .limit(limit)
+    )
+    return list(connection.execute(statement).scalars())
+
+
+def expired_with_excess(connection: Connection, expired_before_ms: int, limit: int) -> list[int]:
+    """Payments past their expiry that hold an excess capture and no outcome."""
+    payment, excess, outcome = tables.payment, tables.excess_payment, tables.payment_outcome
+    statement = (
+        select(payment.c.payment_id)
+        .join(excess, excess.c.payment_id == payment.c.payment_id)
+        .where(
+            payment.c.expire_at_ms < expired_before_ms,
+            ~exists().where(outcome.c.payment_id == payment.c.payment_id),
+        )
+        .distinct()
+        .order_by(payment.c.payment_id)
+        .limit(limit)
+    )
+    return list(connection.execute(statement).scalars())
+
+
+def due_refunds(connection: Connection, now_ms: int, limit: int) -> list[DueRefund]:
+    """Refund tries without a final word that are due and leased by nobody, longest due first."""
+    refund, tries, attempt = tables.refund, tables.refund_try, tables.channel_order
+    statement = (
+        select(refund, attempt, tries)
+        .join(tries, and_(tries.c.payment_id == refund.c.payment_id, tries.c.refund_no == refund.c.refund_no))
+        .join(
+            attempt,
+            and_(attempt.c.payment_id == refund.c.payment_id, attempt.c.attempt == refund.c.attempt),
+        )
+        .where(
+            tries.c.state.in_(REFUND_UNFINISHED),
+            tries.c.next_at_ms <= now_ms,
+            tries.c.lease_until_ms <= now_ms,
+        )
+        .order_by(tries.c.next_at_ms)
+        .limit(limit)
+    )
+    first, second = len(refund.c), len(refund.c) + len(attempt.c)
+    return [
+        DueRefund(RefundRow(*row[:first]), ChannelOrderRow(*row[first:second]), RefundTryRow(*row[second:]))
+        for row in connection.execute(statement)
+    ]
+
+
+def backlog(connection: Connection) -> Backlog:
+    """Count open quarantine, and find the oldest refund that has no final word."""
+    evidence, refund, tries = tables.quarantine, tables.refund, tables.refund_try
+    quarantine_open = connection.execute(
+        select(func.count()).select_from(evidence).where(evidence.c.is_open == 1)
+    ).scalar_one()
+    oldest = connection.execute(
+        select(func.min(refund.c.recorded_at_ms))
+        .join(tries, and_(tries.c.payment_id == refund.c.payment_id, tries.c.refund_no == refund.c.refund_no))
+        .where(tries.c.state.in_(REFUND_UNFINISHED))
+    ).scalar_one()
+    return Backlog(quarantine_open, oldest)
+
+
+def superseded_condition(payment_id: int, before_attempt: int) -> ColumnElement[bool]:
+    """The older attempts of a payment that a channel may still take money for and that are not queued yet."""
+    table = tables.channel_order
+    return and_(
+        table.c.payment_id == payment_id,
+        table.c.attempt < before_attempt,
+        table.c.superseded_at_ms.is_(None),
+        table.c.state.in_((AttemptState.CREATING, AttemptState.OPEN, AttemptState.UNKNOWN)),
+    )

@@ -1,0 +1,1 @@
+"""The schema's numbered steps, applied by Alembic; ``store.schema`` runs them."""

@@ -1,0 +1,182 @@
+"""What a store must be able to do. SQLite's lives in ``store.sqlite``; another database is another module.
+
+A ``Store`` has one writer, used by one thread, and any number of readers. The errors it raises:
+
+* ``StoreBusyError``: somebody else holds the database; the same group may be decided again at once.
+* ``RowRefusedError``: a row breaks a rule of the database; the group fails with it for ever.
+* ``StoreUnavailableError`` (domain): disk full, read-only, damaged, gone. Nothing was kept.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
+
+from paycore.domain.verdicts import AttemptState, RefundState
+from paycore.store.rows import (
+    ChannelOrderRow,
+    ExcessRow,
+    OutcomeRow,
+    PaymentFile,
+    PaymentRecord,
+    PaymentRow,
+    QuarantineRow,
+    RefundResultRow,
+    RefundRow,
+    RefundTryRow,
+    Stamp,
+)
+
+
+class StoreBusyError(Exception):
+    """Another connection holds the database longer than the busy timeout. Transient."""
+
+
+class RowRefusedError(Exception):
+    """The database refuses a row by one of its rules. The same row is refused again."""
+
+
+class DueRefund(NamedTuple):
+    """A refund try that is due, with what is needed to send it."""
+
+    refund: RefundRow
+    attempt: ChannelOrderRow
+    last_try: RefundTryRow
+
+
+class FailureNote(NamedTuple):
+    """A channel's word that an attempt failed."""
+
+    payment_id: int
+    attempt: int
+    code: str
+    message: str
+    failed_at_ms: int
+
+
+class Backlog(NamedTuple):
+    """What is waiting, for the gauges. oldest_refund_at_ms: None when every refund is finished."""
+
+    quarantine_open: int
+    oldest_refund_at_ms: int | None
+
+
+class WriteTransaction(Protocol):
+    """One write transaction. What it reads is current, and stays so until it ends."""
+
+    stamp: Stamp
+
+    def savepoint(self) -> AbstractContextManager[None]:
+        """Undo only what is written inside when an exception leaves it."""
+        ...
+
+    def load_records(self, payment_ids: Iterable[int]) -> dict[int, PaymentRecord]:
+        """Read the payments that exist, with attempts, outcome and excess; the absent ones are left out."""
+        ...
+
+    def find_payment_id(self, merchant_id: str, merchant_order_no: str) -> int | None:
+        """Look up a merchant order."""
+        ...
+
+    def insert_payment(self, row: PaymentRow) -> bool:
+        """Insert a payment; False when its id is taken."""
+        ...
+
+    def insert_merchant_order(self, merchant_id: str, merchant_order_no: str, payment_id: int) -> bool:
+        """Insert a merchant order; False when it exists."""
+        ...
+
+    def insert_channel_order(self, row: ChannelOrderRow) -> None:
+        """Insert an attempt. Raises RowRefusedError when it exists."""
+        ...
+
+    def update_channel_order(self, row: ChannelOrderRow, *, expected: Iterable[AttemptState]) -> bool:
+        """Write an attempt's conversation columns where its state is one of ``expected``; False when it is not."""
+        ...
+
+    def supersede_attempts(self, payment_id: int, before_attempt: int, at_ms: int) -> None:
+        """Queue the older attempts that the channel may still take money for to be queried and closed."""
+        ...
+
+    def note_failures(self, notes: Sequence[FailureNote]) -> None:
+        """Note failures on attempts: the first word is kept, and only a live conversation ends by it."""
+        ...
+
+    def insert_outcomes(self, rows: Sequence[OutcomeRow]) -> set[int]:
+        """Insert outcomes, at most one a payment; return the payments that already had one (nothing written)."""
+        ...
+
+    def insert_excess(self, rows: Sequence[ExcessRow]) -> None:
+        """Insert excess captures. Raises StoreBusyError when one exists: the group must be decided again."""
+        ...
+
+    def insert_refunds(self, rows: Sequence[RefundRow]) -> int:
+        """Insert refund intents, each with its first try; return how many were new. An existing one is left alone."""
+        ...
+
+    def put_quarantine(self, rows: Sequence[QuarantineRow]) -> None:
+        """Insert evidence, or count its arrival and open it where the same evidence is there."""
+        ...
+
+    def payments_owing_refunds(self, limit: int) -> list[int]:
+        """Payments with an outcome and an excess capture that has no refund."""
+        ...
+
+    def expired_with_excess(self, expired_before_ms: int, limit: int) -> list[int]:
+        """Payments past their expiry that hold an excess capture and no outcome."""
+        ...
+
+    def claim_refunds(self, now_ms: int, lease_until_ms: int, lease_token: str, limit: int) -> list[DueRefund]:
+        """Lease the tries that are due, so that no other process sends them meanwhile."""
+        ...
+
+    def update_refund_try(self, row: RefundTryRow, *, lease_token: str) -> bool:
+        """Write a try's progress where the lease is still held; False when it is not."""
+        ...
+
+    def insert_refund_try(self, row: RefundTryRow) -> bool:
+        """Insert the next try, after a final refusal of the last; False when it exists."""
+        ...
+
+    def insert_refund_result(self, row: RefundResultRow) -> bool:
+        """Insert the final word about a try; False when there is one."""
+        ...
+
+    def touch_writer(self) -> None:
+        """Note that this writer is alive: the least write that proves the database can be written."""
+        ...
+
+
+class Store(Protocol):
+    """A database that holds the facts."""
+
+    def open_writer(self, started_at_ms: int) -> int:
+        """Draw a fresh writer number. Raises StoreUnavailableError."""
+        ...
+
+    def write(self, stamp: Stamp) -> AbstractContextManager[WriteTransaction]:
+        """Begin a write transaction on the writer's connection; commit when the block ends, else roll back."""
+        ...
+
+    def find_payment_id(self, merchant_id: str, merchant_order_no: str) -> int | None:
+        """Look up a merchant order as committed."""
+        ...
+
+    def load_record(self, payment_id: int) -> PaymentRecord | None:
+        """Read one payment as committed."""
+        ...
+
+    def load_file(self, payment_id: int) -> PaymentFile | None:
+        """Read everything about one payment, as of one commit."""
+        ...
+
+    def backlog(self) -> Backlog:
+        """Count what is waiting."""
+        ...
+
+    def dispose(self) -> None:
+        """Close every connection."""
+        ...
+
+
+REFUND_UNFINISHED = (RefundState.PENDING, RefundState.UNKNOWN, RefundState.ACCEPTED)
+"""The states of a try that has no final word."""

@@ -1,0 +1,253 @@
+"""The schema of facts, once for every database.
+
+Facts are inserted once and never updated or deleted; their primary key is the arbiter between
+threads, processes and machines. Only ``channel_order`` and ``refund_try`` (conversations with a channel),
+``quarantine`` (arrivals, resolutions) and the housekeeping tables change after their insert.
+
+Every key but those of ``merchant_order``, ``quarantine`` and housekeeping starts with payment_id, so that a
+sharded engine can distribute by it; for the same reason there are no foreign keys. Each fact says when it was recorded
+and by which (writer_no, group_no): the numbers of one writer grow in the order of its commits, with gaps.
+Times are milliseconds since the Unix epoch, UTC; amounts are in the currency's minor unit.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Index,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+)
+from sqlalchemy.dialects import sqlite
+
+METADATA = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+# SQLite makes a key the table's own order only where its type is spelled INTEGER.
+_Int64 = BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
+_Code = SmallInteger().with_variant(sqlite.INTEGER(), "sqlite")
+
+
+def _stamp() -> list[Column[int]]:
+    """When a fact was recorded, and its place in the feed of events."""
+    return [
+        Column("recorded_at_ms", _Int64, nullable=False),
+        Column("writer_no", _Int64, nullable=False),
+        Column("group_no", _Int64, nullable=False),
+    ]
+
+
+def _key(name: str) -> Column[int]:
+    return Column(name, _Int64, primary_key=True, autoincrement=False)
+
+
+def _attempt_key() -> Column[int]:
+    return Column("attempt", _Code, primary_key=True, autoincrement=False)
+
+
+def _capture_columns() -> list[Column[int] | Column[str]]:
+    """What was captured, when the channel says it was paid, and who told us when."""
+    return [
+        Column("amount_minor", _Int64, nullable=False),
+        Column("currency", Text, nullable=False),
+        Column("paid_at_ms", _Int64),
+        Column("received_at_ms", _Int64, nullable=False),
+        Column("source", _Code, nullable=False),
+    ]
+
+
+def _table(name: str, *parts: Column[int] | Column[str] | Column[bytes] | CheckConstraint | Index) -> Table:
+    # STRICT makes SQLite hold the types: a float or a text never lands in an integer column. A table with a
+    # composite key is stored in the order of that key.
+    composite = sum(isinstance(part, Column) and part.primary_key for part in parts) > 1
+    return Table(name, METADATA, *parts, sqlite_strict=True, sqlite_with_rowid=not composite)
+
+
+merchant_order = _table(
+    "merchant_order",
+    Column("merchant_id", Text, primary_key=True),
+    Column("merchant_order_no", Text, primary_key=True),
+    Column("payment_id", _Int64, nullable=False),
+    *_stamp(),
+)
+
+payment = _table(
+    "payment",
+    _key("payment_id"),
+    Column("merchant_id", Text, nullable=False),
+    Column("merchant_order_no", Text, nullable=False),
+    Column("amount_minor", _Int64, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("return_url", Text, nullable=False),
+    # SHA-256 over the terms that a repeated call must agree with: amount, currency, subject, return_url.
+    Column("terms_digest", Text, nullable=False),
+    Column("expire_at_ms", _Int64, nullable=False),
+    *_stamp(),
+    CheckConstraint("payment_id > 0", name="payment_id"),
+    CheckConstraint("amount_minor > 0", name="amount_minor"),
+)
+
+channel_order = _table(
+    "channel_order",
+    _key("payment_id"),
+    _attempt_key(),
+    Column("channel", Text, nullable=False),
+    Column("account", Text, nullable=False),
+    Column("method", _Code, nullable=False),
+    # Stored, and sent to the channel identically each time.
+    Column("expire_at_ms", _Int64, nullable=False),
+    Column("state", _Code, nullable=False),
+    Column("state_at_ms", _Int64, nullable=False),
+    # What the user needs to pay: a page's URL or a QR code's text, by method; empty until the channel answered.
+    Column("credential", Text, nullable=False),
+    Column("failure_code", Text, nullable=False),
+    Column("failure_message", Text, nullable=False),
+    Column("failed_at_ms", _Int64),
+    # Set when a younger attempt took its place: to be queried and closed at the channel.
+    Column("superseded_at_ms", _Int64),
+    # Whoever talks to the channel about it holds this lease; 0 and empty when nobody does.
+    Column("lease_until_ms", _Int64, nullable=False),
+    Column("lease_token", Text, nullable=False),
+    *_stamp(),
+    CheckConstraint("attempt BETWEEN 1 AND 63", name="attempt"),
+    CheckConstraint("state BETWEEN 1 AND 5", name="state"),
+)
+
+payment_outcome = _table(
+    "payment_outcome",
+    _key("payment_id"),
+    Column("state", _Code, nullable=False),
+    # The kept capture; attempt 0, empty trade number and currency, amount 0 where CLOSED.
+    Column("attempt", _Code, nullable=False),
+    Column("channel_trade_no", Text, nullable=False),
+    *_capture_columns(),
+    Column("paid_at_untrusted", _Code, nullable=False),
+    Column("close_reason", _Code, nullable=False),
+    *_stamp(),
+    CheckConstraint(
+        "(state = 2 AND attempt BETWEEN 1 AND 63 AND amount_minor > 0 AND close_reason = 0)"
+        " OR (state = 3 AND attempt = 0 AND amount_minor = 0 AND close_reason > 0)",
+        name="paid_or_closed",
+    ),
+)
+
+excess_payment = _table(
+    "excess_payment",
+    _key("payment_id"),
+    _attempt_key(),
+    Column("channel_trade_no", Text, primary_key=True),
+    # A NotifyOutcome: DUPLICATE, LATE, SECOND_CAPTURE or MISMATCH.
+    Column("reason", _Code, nullable=False),
+    *_capture_columns(),
+    *_stamp(),
+    CheckConstraint("reason IN (2, 3, 4, 5)", name="reason"),
+    CheckConstraint("amount_minor > 0", name="amount_minor"),
+)
+
+refund = _table(
+    "refund",
+    _key("payment_id"),
+    Column("refund_no", Text, primary_key=True),
+    Column("attempt", _Code, nullable=False),
+    # The capture that it returns.
+    Column("channel_trade_no", Text, nullable=False),
+    Column("amount_minor", _Int64, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("reason", _Code, nullable=False),
+    *_stamp(),
+    CheckConstraint("amount_minor > 0", name="amount_minor"),
+)
+
+refund_try = _table(
+    "refund_try",
+    _key("payment_id"),
+    Column("refund_no", Text, primary_key=True),
+    Column("seq", _Code, primary_key=True, autoincrement=False),
+    # The number that the channel is sent; the same until its final word.
+    Column("channel_refund_no", Text, nullable=False),
+    Column("state", _Code, nullable=False),
+    Column("state_at_ms", _Int64, nullable=False),
+    Column("sends", _Int64, nullable=False),
+    Column("next_at_ms", _Int64, nullable=False),
+    Column("lease_until_ms", _Int64, nullable=False),
+    Column("lease_token", Text, nullable=False),
+    Column("last_error", Text, nullable=False),
+    *_stamp(),
+    CheckConstraint("seq BETWEEN 1 AND 99", name="seq"),
+    CheckConstraint("state BETWEEN 1 AND 5", name="state"),
+)
+# What the refunder looks for: tries without a final word, by when they are due.
+Index(
+    "ix_refund_try_unfinished",
+    refund_try.c.next_at_ms,
+    sqlite_where=refund_try.c.state.in_((1, 2, 3)),
+    postgresql_where=refund_try.c.state.in_((1, 2, 3)),
+)
+
+refund_result = _table(
+    "refund_result",
+    _key("payment_id"),
+    Column("refund_no", Text, primary_key=True),
+    Column("seq", _Code, primary_key=True, autoincrement=False),
+    # A RefundState: REFUNDED or REFUSED.
+    Column("result", _Code, nullable=False),
+    Column("code", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    *_stamp(),
+    CheckConstraint("result IN (4, 5)", name="result"),
+)
+
+quarantine = _table(
+    "quarantine",
+    Column("quarantine_id", Text, primary_key=True),
+    # A NotifyOutcome: SECOND_CAPTURE, MISMATCH, CONFLICT or UNKNOWN.
+    Column("reason", _Code, nullable=False),
+    # What the order number says; NULL where it is not one of ours.
+    Column("payment_id", _Int64),
+    Column("attempt", _Code),
+    Column("result", _Code, nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("account", Text, nullable=False),
+    Column("channel_order_no", Text, nullable=False),
+    Column("channel_trade_no", Text, nullable=False),
+    Column("amount_minor", _Int64, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("paid_at_ms", _Int64),
+    Column("source", _Code, nullable=False),
+    Column("raw", LargeBinary, nullable=False),
+    Column("headers", Text, nullable=False),
+    Column("first_seen_at_ms", _Int64, nullable=False),
+    Column("last_seen_at_ms", _Int64, nullable=False),
+    Column("arrivals", _Int64, nullable=False),
+    # 1 until resolved, and again when the word comes once more.
+    Column("is_open", _Code, nullable=False),
+    # A JSON list of what was decided about it, when and by whom; only ever appended to.
+    Column("resolutions", Text, nullable=False),
+    *_stamp(),
+    CheckConstraint("reason IN (4, 5, 6, 7)", name="reason"),
+)
+Index("ix_quarantine_payment_id", quarantine.c.payment_id)
+Index(
+    "ix_quarantine_open",
+    quarantine.c.first_seen_at_ms,
+    sqlite_where=quarantine.c.is_open == 1,
+    postgresql_where=quarantine.c.is_open == 1,
+)
+
+writer = _table(
+    "writer",
+    # Drawn by the database: each serial stream of commits takes a fresh one.
+    Column("writer_no", _Int64, primary_key=True, autoincrement=True),
+    Column("started_at_ms", _Int64, nullable=False),
+    Column("seen_at_ms", _Int64, nullable=False),
+)
