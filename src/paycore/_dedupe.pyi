@@ -6,16 +6,46 @@ Every integer must fit an int64 (OverflowError otherwise). Codes are 0 to 255, w
 are 1 to 63. ``domain/plain_index.py`` is the same in plain Python.
 """
 
-from typing import Final, NamedTuple, final
+from typing import Final, NamedTuple, Protocol, final
 
 from typing_extensions import Buffer
-
-from paycore.domain.decision import Facts, Moment
 
 MISS: Final[int]
 """0: the index cannot say; ask the database."""
 
-def decide(facts: Facts, moment: Moment) -> int:
+class _Facts(Protocol):
+    """What `decide` reads of paycore.domain.decision.Facts."""
+
+    @property
+    def known(self) -> bool: ...
+    @property
+    def account_matches(self) -> bool: ...
+    @property
+    def recorded(self) -> int: ...
+    @property
+    def recorded_outcome(self) -> int: ...
+    @property
+    def terms_match(self) -> bool: ...
+    @property
+    def state(self) -> int: ...
+    @property
+    def other_live(self) -> bool: ...
+    @property
+    def created_at_ms(self) -> int: ...
+    @property
+    def expire_at_ms(self) -> int: ...
+
+class _Moment(Protocol):
+    """What `decide` reads of paycore.domain.decision.Moment."""
+
+    @property
+    def paid_at_ms(self) -> int: ...
+    @property
+    def received_at_ms(self) -> int: ...
+    @property
+    def late_grace_ms(self) -> int: ...
+
+def decide(facts: _Facts, moment: _Moment) -> int:
     """Judge one success: ``paycore.domain.decision.decide``, compiled. Outcome in the low 8 bits, flags above.
 
     Raises OverflowError where a number does not fit: times are int64, ``recorded`` and ``state`` uint8,

@@ -3,9 +3,7 @@
 Slow and simple on purpose: a group is undone by keeping the dict as it was. It knows nothing of the compiled one.
 """
 
-import sys
-from array import array
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from typing import NamedTuple
 
 from paycore.domain.decision import Facts, Moment, decide
@@ -197,7 +195,7 @@ class PlainIndex:
         currencies: Sequence[int],
         paid_at: Sequence[int],
         received_at: Sequence[int],
-        verdicts: array[int],
+        verdicts: MutableSequence[int],
     ) -> None:
         """``check`` for each row of the columns; the results go into ``verdicts``."""
         columns = (payment_ids, attempts, accounts, amounts, currencies, paid_at, received_at)
@@ -217,7 +215,7 @@ class PlainIndex:
     @property
     def nbytes(self) -> int:
         """The memory of the dict and its tuples, in bytes; that of their integers is not counted."""
-        return sys.getsizeof(self._entries) + sum(map(sys.getsizeof, self._entries.values()))
+        return self._entries.__sizeof__() + sum(entry.__sizeof__() for entry in self._entries.values())
 
     @property
     def capacity(self) -> int:
