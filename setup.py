@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -90,7 +91,7 @@ class GenerateProtos(Command):
     """Generates src/paycore/v1 from protos/: messages, services and typed stubs for both."""
 
     description = "generate the protobuf code and its stubs"
-    user_options: list[tuple[str, str | None, str]] = []
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
 
     def initialize_options(self) -> None:
         """Take no options."""
