@@ -59,7 +59,7 @@ test: setup
 	@serial=0; \
 	$(BIN)/python -m pytest -m serial $(ARGS) || serial=$$?; \
 	if [ $$serial -eq 5 ]; then serial=0; fi; \
-	$(BIN)/python -m pytest -m 'not serial' -n 2 --dist worksteal $(ARGS) && exit $$serial
+	$(BIN)/python -m pytest -m 'not serial' -n 2 --dist loadgroup $(ARGS) && exit $$serial
 
 check: setup check-protos
 	$(BIN)/ruff check .
