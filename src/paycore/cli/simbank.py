@@ -1,0 +1,172 @@
+"""``paycore simbank`` and ``paycore forwarder``: the simulated banks and what carries their notifications."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import SecretStr, TypeAdapter, ValidationError
+from starlette.applications import Starlette
+
+from paycore.simbank import forwarder as forwarding
+from paycore.simbank import server
+from paycore.simbank.clock import WallClock
+from paycore.simbank.disk import Disk, DiskError
+from paycore.simbank.requests import BankName
+from paycore.simbank.serving import ServingError, configure_logs, loopback_socket, serve
+from paycore.simbank.signing import DEFAULT_WINDOW_MS
+
+MIN_SECRET_CHARACTERS = 16
+
+DEFAULT_LADDER = ",".join(str(delay) for delay in server.DEFAULT_LADDER_MS)
+
+_BANK_NAME = TypeAdapter(BankName)
+
+SecretsOption = Annotated[
+    str,
+    typer.Option(
+        envvar="PAYCORE_SIMBANK_SECRETS",
+        help="The banks and their secrets, a JSON object: "
+        """'{"bank_a": "…", "bank_b": "…", "bank_c": "…"}'. Better given by the environment: flags show in ps.""",
+        show_default=False,
+    ),
+]
+ReadyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="PAYCORE_SIMBANK_READY_FILE",
+        help='Write {"address", "pid"} here once requests are taken.',
+    ),
+]
+WindowOption = Annotated[
+    int,
+    typer.Option(envvar="PAYCORE_SIMBANK_WINDOW_MS", min=1, help="How old or early a signature's timestamp may be."),
+]
+
+
+def simbank(
+    books: Annotated[
+        Path,
+        typer.Option(envvar="PAYCORE_SIMBANK_BOOKS", help="The banks' own books: an SQLite file, made if missing."),
+    ],
+    secrets: SecretsOption = "",
+    listen: Annotated[
+        str, typer.Option(envvar="PAYCORE_SIMBANK_LISTEN", help="Loopback address; port 0 takes any free one.")
+    ] = "127.0.0.1:8081",
+    forwarder_url: Annotated[
+        str, typer.Option(envvar="PAYCORE_SIMBANK_FORWARDER_URL", help="Notifications are POSTed to URL/BANK.")
+    ] = "http://127.0.0.1:8082/notifications",
+    ladder_ms: Annotated[
+        str,
+        typer.Option(
+            envvar="PAYCORE_SIMBANK_LADDER_MS",
+            help="Milliseconds between the sendings of a notification that is not acknowledged.",
+        ),
+    ] = DEFAULT_LADDER,
+    notify_timeout_ms: Annotated[
+        int, typer.Option(envvar="PAYCORE_SIMBANK_NOTIFY_TIMEOUT_MS", min=1, help="How long to wait for an answer.")
+    ] = 5_000,
+    window_ms: WindowOption = DEFAULT_WINDOW_MS,
+    ready_file: ReadyFileOption = None,
+) -> None:
+    """Run the simulated banks: an HTTP server with books of its own, and faults to plant.
+
+    It prints one line, "listening on HOST:PORT", when it takes requests. SIGTERM stops it; the books, planted faults
+    and notifications that are not acknowledged yet are there again at the next start, after kill -9 too.
+
+    Read the books: curl http://127.0.0.1:8081/books
+    """
+    config = server.BankConfig(
+        books=books,
+        forwarder_url=_web_url(forwarder_url),
+        secrets=read_secrets(secrets),
+        ladder_ms=_ladder(ladder_ms),
+        notify_timeout_ms=notify_timeout_ms,
+        window_ms=window_ms,
+    )
+
+    def build(address: str, stopping: Callable[[], bool]) -> Starlette:
+        return server.build(config, Disk(books), WallClock(), f"http://{address}", stopping)
+
+    _run(build, listen, ready_file)
+
+
+def forwarder(
+    secrets: SecretsOption = "",
+    listen: Annotated[
+        str,
+        typer.Option(envvar="PAYCORE_SIMBANK_FORWARDER_LISTEN", help="Loopback address; port 0 takes any free one."),
+    ] = "127.0.0.1:8082",
+    grpc_server: Annotated[
+        str, typer.Option("--server", envvar="PAYCORE_SIMBANK_FORWARDER_SERVER", help="paycore's gRPC address.")
+    ] = "127.0.0.1:50051",
+    channel: Annotated[
+        str, typer.Option(envvar="PAYCORE_SIMBANK_CHANNEL", help="The channel's name in paycore's configuration.")
+    ] = "simbank",
+    notify_timeout_ms: Annotated[
+        int, typer.Option(envvar="PAYCORE_SIMBANK_FORWARDER_TIMEOUT_MS", min=1, help="How long Notify may take.")
+    ] = 4_000,
+    window_ms: WindowOption = DEFAULT_WINDOW_MS,
+    ready_file: ReadyFileOption = None,
+) -> None:
+    """Take the simulated banks' notifications, verify them and hand them to paycore's Notify.
+
+    A bank is answered 200 only when Notify returned OK: then what the notification means is durable.
+    """
+    config = forwarding.ForwarderConfig(
+        server=grpc_server,
+        secrets=read_secrets(secrets),
+        channel=channel,
+        notify_timeout_ms=notify_timeout_ms,
+        window_ms=window_ms,
+    )
+    _run(lambda _address, _stopping: forwarding.build(config, WallClock()), listen, ready_file)
+
+
+def _run(build: Callable[[str, Callable[[], bool]], Starlette], listen: str, ready_file: Path | None) -> None:
+    configure_logs()
+    try:
+        serve(build, loopback_socket(listen), ready_file)
+    except (ServingError, DiskError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def read_secrets(text: str) -> dict[str, SecretStr]:
+    """Read the banks and their secrets. Raises typer.BadParameter, which never repeats a secret."""
+    try:
+        given = json.loads(text or "{}")
+    except ValueError:
+        raise typer.BadParameter("--secrets: must be a JSON object of bank names and secrets") from None
+    if not (isinstance(given, dict) and given):
+        raise typer.BadParameter('--secrets or PAYCORE_SIMBANK_SECRETS: needed, for example {"bank_a": "…"}')
+    for bank, secret in given.items():
+        _check_bank(bank)
+        if not (isinstance(secret, str) and secret.isascii() and len(secret) >= MIN_SECRET_CHARACTERS):
+            raise typer.BadParameter(
+                f"--secrets: the secret of {bank} must be at least {MIN_SECRET_CHARACTERS} ASCII characters"
+            )
+    return {bank: SecretStr(secret) for bank, secret in given.items()}
+
+
+def _check_bank(bank: str) -> None:
+    try:
+        _BANK_NAME.validate_python(bank)
+    except ValidationError:
+        raise typer.BadParameter(f"--secrets: {bank!r} is no bank name: a-z, then a-z, 0-9 or _, at most 32") from None
+
+
+def _ladder(text: str) -> tuple[int, ...]:
+    delays = [part.strip() for part in text.split(",")]
+    if not all(delay.isascii() and delay.isdecimal() and len(delay) <= 9 for delay in delays):
+        raise typer.BadParameter(
+            "--ladder-ms: must be whole milliseconds separated by commas, for example 200,500,1000"
+        )
+    return tuple(int(delay) for delay in delays)
+
+
+def _web_url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise typer.BadParameter("--forwarder-url: must be an http or https URL")
+    return text
