@@ -1,0 +1,143 @@
+"""The asyncio client: the same calls as ``PaycoreClient``, awaited. It belongs to one event loop."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+import grpc.aio
+
+from paycore.client import requests
+from paycore.client.errors import read_error
+from paycore.v1 import payment_pb2, payment_service_pb2
+from paycore.v1.payment_service_pb2_grpc import PaymentServiceStub
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+
+class AsyncPaycoreClient:
+    """Calls one paycore server; see ``PaycoreClient``. Make it inside the event loop: ``async with ... as client``."""
+
+    def __init__(self, address: str, *, timeout_ms: int = requests.DEFAULT_TIMEOUT_MS) -> None:
+        self._timeout_ms = timeout_ms
+        self._channel = grpc.aio.insecure_channel(address, options=requests.CHANNEL_OPTIONS)
+        self._stub = PaymentServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.disconnect()
+
+    async def disconnect(self) -> None:
+        """Close the connection; calls in flight are cancelled."""
+        await self._channel.close()
+
+    async def pay(
+        self,
+        *,
+        merchant_id: str,
+        merchant_order_no: str,
+        amount_minor: int,
+        currency: str,
+        subject: str,
+        channel: str,
+        account: str,
+        method: payment_pb2.PayMethod.ValueType,
+        return_url: str = "",
+        validity_ms: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> payment_service_pb2.PayResponse:
+        """Ask for one payment of one merchant order. Idempotent: the same call again returns the same payment.
+
+        method: a PAY_METHOD_ constant of ``paycore.v1.payment_pb2``. validity_ms: None for the server's default.
+        """
+        request = requests.pay_request(
+            merchant_id=merchant_id,
+            merchant_order_no=merchant_order_no,
+            amount_minor=amount_minor,
+            currency=currency,
+            subject=subject,
+            channel=channel,
+            account=account,
+            method=method,
+            return_url=return_url,
+            validity_ms=validity_ms,
+        )
+        return await self._call(self._stub.Pay, request, timeout_ms)
+
+    async def notify(
+        self,
+        *,
+        channel: str,
+        account: str,
+        channel_order_no: str,
+        result: payment_pb2.ChannelResult.ValueType,
+        amount_minor: int = 0,
+        currency: str = "",
+        channel_trade_no: str = "",
+        paid_at_ms: int | None = None,
+        raw: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        timeout_ms: int | None = None,
+    ) -> payment_service_pb2.NotifyResponse:
+        """Hand over what a channel said. Acknowledge it to the channel only when this returns.
+
+        result: a CHANNEL_RESULT_ constant of ``paycore.v1.payment_pb2``. paid_at_ms: None when the channel gave none.
+        """
+        request = requests.notify_request(
+            channel=channel,
+            account=account,
+            channel_order_no=channel_order_no,
+            result=result,
+            amount_minor=amount_minor,
+            currency=currency,
+            channel_trade_no=channel_trade_no,
+            paid_at_ms=paid_at_ms,
+            raw=raw,
+            headers=headers,
+        )
+        return await self._call(self._stub.Notify, request, timeout_ms)
+
+    async def query(
+        self,
+        *,
+        payment_id: int | None = None,
+        merchant_id: str | None = None,
+        merchant_order_no: str | None = None,
+        channel_order_no: str | None = None,
+        timeout_ms: int | None = None,
+    ) -> payment_pb2.Payment:
+        """Read everything on record about one payment, named by one key: id, merchant order, or channel order."""
+        request = requests.query_request(
+            payment_id=payment_id,
+            merchant_id=merchant_id,
+            merchant_order_no=merchant_order_no,
+            channel_order_no=channel_order_no,
+        )
+        return (await self._call(self._stub.Query, request, timeout_ms)).payment
+
+    async def close(
+        self,
+        *,
+        payment_id: int | None = None,
+        merchant_id: str | None = None,
+        merchant_order_no: str | None = None,
+        timeout_ms: int | None = None,
+    ) -> payment_pb2.Payment:
+        """Close an unpaid payment, named by one key: id or merchant order. A closed one is returned again."""
+        request = requests.close_request(
+            payment_id=payment_id, merchant_id=merchant_id, merchant_order_no=merchant_order_no
+        )
+        return (await self._call(self._stub.Close, request, timeout_ms)).payment
+
+    async def _call(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response], request: _Request, timeout_ms: int | None
+    ) -> _Response:
+        try:
+            return await method(request, timeout=(timeout_ms or self._timeout_ms) / 1_000)
+        except grpc.aio.AioRpcError as error:
+            raise read_error(error.code(), error.details(), error.trailing_metadata()) from None
