@@ -48,7 +48,7 @@ class Rules(NamedTuple):
     outside: Mapping[str, AbstractSet[str]]
     """Distribution's import name -> the layers that may import it."""
     standard_library: Mapping[str, AbstractSet[str]]
-    """Layer -> the only modules of the standard library it may import. A layer that is not named: all."""
+    """Layer -> the only modules of the standard library it may import, each with what is below it. Not named: all."""
 
 
 def collect(source: Path, package: str) -> Iterator[Import]:
@@ -79,14 +79,19 @@ def _judge(one: Import, rules: Rules, modules: AbstractSet[str]) -> str | None:
     if top == rules.package:
         return _judge_own(one, rules, modules)
     if top in sys.stdlib_module_names:
-        allowed = rules.standard_library.get(one.layer)
-        name = _standard_module(one.target)
-        if top in rules.outside and one.layer not in rules.outside[top]:
-            return f"{one.layer} must not import {top}"
-        return None if allowed is None or name in allowed else f"{one.layer} must not import {name}"
+        return _judge_standard(one, rules, top)
     if top not in rules.outside:
         return f"no rule for {top}: add it to the table"
     return None if one.layer in rules.outside[top] else f"{one.layer} must not import {top}"
+
+
+def _judge_standard(one: Import, rules: Rules, top: str) -> str | None:
+    if top in rules.outside and one.layer not in rules.outside[top]:
+        return f"{one.layer} must not import {top}"
+    allowed = rules.standard_library.get(one.layer)
+    if allowed is None or any(f"{one.target}.".startswith(f"{module}.") for module in allowed):
+        return None
+    return f"{one.layer} must not import {one.target}"
 
 
 def _judge_own(one: Import, rules: Rules, modules: AbstractSet[str]) -> str | None:
@@ -104,11 +109,6 @@ def _own_modules(source: Path, package: str) -> set[str]:
     suffixes = (*PYTHON_SUFFIXES, *CYTHON_SUFFIXES)
     entries = [path for path in (source / package).iterdir() if path.is_dir() or path.suffix in suffixes]
     return {f"{package}.{path.stem}" for path in entries}
-
-
-def _standard_module(target: str) -> str:
-    """Return the module part of a target: `collections.abc` for `collections.abc.Set`, else the first name."""
-    return "collections.abc" if target.startswith("collections.abc") else target.partition(".")[0]
 
 
 def _module_of(file: Path, source: Path) -> tuple[str, str]:

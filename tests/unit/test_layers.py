@@ -53,7 +53,7 @@ OUTSIDE = {
     "alembic": {"store"},
     "click": {"cli"},
     "google": GRPC | {"simbank"},  # protobuf's own messages, Timestamp among them, and google.rpc
-    "grpc": GRPC,
+    "grpc": GRPC | {"simbank"},  # the forwarder is a caller of the public API
     "grpc_health": GRPC,
     "grpc_reflection": GRPC,
     "grpc_status": GRPC,
@@ -61,6 +61,7 @@ OUTSIDE = {
     "jinja2": {"simbank"},
     "prometheus_client": {"metrics", "app"},
     "pydantic": {"settings", "simbank"},
+    "pydantic_core": {"settings"},
     "pydantic_settings": {"settings"},
     "rich": {"cli"},
     "segno": {"simbank", "cli"},
@@ -85,7 +86,6 @@ STANDARD_LIBRARY = {
         "abc",
         "array",
         "collections",
-        "collections.abc",
         "dataclasses",
         "enum",
         "functools",
@@ -100,6 +100,7 @@ STANDARD_LIBRARY = {
         "types",
         "typing",
         "unicodedata",
+        "urllib.parse",  # takes an address apart, opens nothing
     },
 }
 
@@ -142,7 +143,9 @@ BREACHES = [
     ("domain/money.py", "import time", 1, "domain must not import time"),
     ("domain/money.py", "import datetime", 1, "domain must not import datetime"),
     ("domain/money.py", "import sqlite3", 1, "domain must not import sqlite3"),
-    ("domain/money.py", "import os.path", 1, "domain must not import os"),
+    ("domain/money.py", "import os.path", 1, "domain must not import os.path"),
+    ("domain/money.py", "import urllib", 1, "domain must not import urllib"),
+    ("domain/money.py", "from urllib import request", 1, "domain must not import urllib.request"),
     ("domain/money.py", "def f():\n    import random", 2, "domain must not import random"),
     ("store/sqlite.py", "from paycore.channels import registry", 1, "store must not import channels"),
     ("channels/bank.py", "from paycore.store import tables", 1, "channels must not import store"),
@@ -158,7 +161,7 @@ BREACHES = [
     ("usecases/pay.py", "from paycore.v1 import payment_pb2", 1, "usecases must not import v1"),
     ("client/sync.py", "from paycore.domain import money", 1, "client must not import domain"),
     ("simbank/books.py", "from paycore.domain import money", 1, "simbank must not import domain"),
-    ("simbank/books.py", "import grpc", 1, "simbank must not import grpc"),
+    ("simbank/books.py", "import grpc_status", 1, "simbank must not import grpc_status"),
     ("simbank/books.py", "import requests", 1, "no rule for requests: add it to the table"),
     ("newcomer.py", "import enum", 1, "no rule for the layer newcomer: add it to the table"),
     (
@@ -183,6 +186,7 @@ BREACHES = [
 # What the rules must let through, in the same small package.
 ALLOWED = [
     ("domain/money.py", "from paycore.domain import ids\nfrom . import ids\nfrom collections.abc import Set"),
+    ("domain/money.py", "from urllib.parse import urlsplit\nfrom urllib import parse\nimport urllib.parse"),
     ("domain/money.py", '"""import paycore.store"""\n# import paycore.store'),
     ("store/sqlite.py", "import sqlite3\nimport sqlalchemy\nfrom paycore import domain, failpoint, metrics"),
     ("usecases/pay.py", "import time\nfrom paycore import store, channels\nfrom paycore._dedupe import Index"),
