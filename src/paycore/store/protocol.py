@@ -2,6 +2,7 @@
 
 A ``Store`` has one writer, used by one thread, and any number of readers. The errors it raises:
 
+* ``CommitUnknownError``: the commit was sent and not answered; deciding the group again settles it.
 * ``StoreBusyError``: somebody else holds the database; the same group may be decided again at once.
 * ``RowRefusedError``: a row breaks a rule of the database; the group fails with it for ever.
 * ``StoreUnavailableError`` (domain): disk full, read-only, damaged, gone. Nothing was kept.
@@ -29,6 +30,10 @@ from paycore.store.rows import (
 
 class StoreBusyError(Exception):
     """Another connection holds the database longer than the busy timeout. Transient."""
+
+
+class CommitUnknownError(Exception):
+    """The commit may or may not have happened. Every insert has a derived key, so the group can be run again."""
 
 
 class RowRefusedError(Exception):
@@ -109,8 +114,8 @@ class WriteTransaction(Protocol):
         """Insert excess captures. Raises StoreBusyError when one exists: the group must be decided again."""
         ...
 
-    def insert_refunds(self, rows: Sequence[RefundRow]) -> int:
-        """Insert refund intents, each with its first try; return how many were new. An existing one is left alone."""
+    def insert_refunds(self, rows: Sequence[RefundRow], first_tries: Sequence[RefundTryRow]) -> None:
+        """Insert refund intents, each with its first try. Those that exist are left alone."""
         ...
 
     def put_quarantine(self, rows: Sequence[QuarantineRow]) -> None:
@@ -126,7 +131,7 @@ class WriteTransaction(Protocol):
         ...
 
     def claim_refunds(self, now_ms: int, lease_until_ms: int, lease_token: str, limit: int) -> list[DueRefund]:
-        """Lease the tries that are due, so that no other process sends them meanwhile."""
+        """Lease the tries that are due, so that no other process asks them meanwhile."""
         ...
 
     def update_refund_try(self, row: RefundTryRow, *, lease_token: str) -> bool:

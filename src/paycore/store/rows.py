@@ -114,7 +114,7 @@ class RefundTryRow(NamedTuple):
     channel_refund_no: str
     state: int
     state_at_ms: int
-    sends: int
+    asks: int
     next_at_ms: int
     lease_until_ms: int
     lease_token: str
@@ -167,24 +167,29 @@ class QuarantineRow(NamedTuple):
 
 
 class RecordedCapture(NamedTuple):
-    """A capture on record, kept or not, with the outcome that it got."""
+    """A capture on record, kept or not, with the outcome that it got and the commit that wrote it.
+
+    untrusted: kept although its pay time could not be believed.
+    """
 
     attempt: int
     channel_trade_no: str
     amount_minor: int
     currency: str
     outcome: NotifyOutcome
+    untrusted: bool
     writer_no: int
     group_no: int
 
 
-def _recorded(row: OutcomeRow | ExcessRow, outcome: NotifyOutcome) -> RecordedCapture:
+def _recorded(row: OutcomeRow | ExcessRow, outcome: NotifyOutcome, *, untrusted: bool = False) -> RecordedCapture:
     return RecordedCapture(
         row.attempt,
         row.channel_trade_no,
         row.amount_minor,
         row.currency,
         outcome,
+        untrusted,
         row.writer_no,
         row.group_no,
     )
@@ -214,7 +219,7 @@ class PaymentRecord:
         """Every judged capture on record."""
         kept = self.outcome
         if kept is not None and kept.state == PaymentState.PAID:
-            yield _recorded(kept, NotifyOutcome.ACCEPTED)
+            yield _recorded(kept, NotifyOutcome.ACCEPTED, untrusted=bool(kept.paid_at_untrusted))
         for row in self.excess:
             yield _recorded(row, NotifyOutcome(row.reason))
 
@@ -233,6 +238,13 @@ class PaymentRecord:
         for attempt in self.captured_attempts():
             mask |= 1 << (attempt - 1)
         return mask
+
+    def note_failure(self, attempt: int, at_ms: int) -> None:
+        """Note a channel's word that an attempt failed: a live conversation ends by it."""
+        row = self.attempts[attempt]
+        if AttemptState(row.state) not in FINALLY_UNPAID:
+            row = row._replace(state=AttemptState.FAILED, state_at_ms=at_ms)
+        self.attempts[attempt] = row._replace(failed_at_ms=at_ms)
 
     def live_attempts(self) -> list[ChannelOrderRow]:
         """The attempts that are neither finally unpaid nor hold a judged capture, oldest first."""

@@ -9,7 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, bindparam, case, insert, literal_column, select, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    RootTransaction,
+    Table,
+    bindparam,
+    case,
+    insert,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.dialects import sqlite as dialect
 from sqlalchemy.exc import DBAPIError
 
@@ -18,7 +29,14 @@ from paycore.domain.verdicts import FINALLY_UNPAID, AttemptState
 from paycore.failpoint import FailpointError, failpoint
 from paycore.store import lookups, tables
 from paycore.store.engine import DatabaseRefusedError, SqliteFile
-from paycore.store.protocol import Backlog, DueRefund, FailureNote, RowRefusedError, StoreBusyError
+from paycore.store.protocol import (
+    Backlog,
+    CommitUnknownError,
+    DueRefund,
+    FailureNote,
+    RowRefusedError,
+    StoreBusyError,
+)
 from paycore.store.rows import (
     ChannelOrderRow,
     ExcessRow,
@@ -84,7 +102,7 @@ _CONVERSATION_COLUMNS = (
     "lease_until_ms",
     "lease_token",
 )
-_TRY_COLUMNS = ("state", "state_at_ms", "sends", "next_at_ms", "lease_until_ms", "lease_token", "last_error")
+_TRY_COLUMNS = ("state", "state_at_ms", "asks", "next_at_ms", "lease_until_ms", "lease_token", "last_error")
 
 
 def _note_failure_statement() -> Any:
@@ -197,9 +215,9 @@ class SqliteTransaction:
         if self._insert(_INSERT_EXCESS, [row._asdict() for row in rows]) != len(rows):
             raise StoreBusyError("an excess capture appeared while its group was decided")
 
-    def insert_refunds(self, rows: Sequence[RefundRow], tries: Sequence[RefundTryRow]) -> int:
-        self._insert(_INSERT_REFUND_TRY, [row._asdict() for row in tries])
-        return self._insert(_INSERT_REFUND, [row._asdict() for row in rows])
+    def insert_refunds(self, rows: Sequence[RefundRow], first_tries: Sequence[RefundTryRow]) -> None:
+        self._insert(_INSERT_REFUND, [row._asdict() for row in rows])
+        self._insert(_INSERT_REFUND_TRY, [row._asdict() for row in first_tries])
 
     def put_quarantine(self, rows: Sequence[QuarantineRow]) -> None:
         self._connection.execute(_PUT_QUARANTINE, [row._asdict() for row in rows])
@@ -271,15 +289,25 @@ class SqliteStore:
         try:
             with self._translated():
                 connection = self._writer_connection()
-                with connection.begin():
+                with connection.begin() as transaction:
                     failpoint("store.begun")
                     yield SqliteTransaction(connection, stamp)
                     failpoint("store.before_commit")
-                failpoint("store.committed")
+                    self._commit(transaction)
         except StoreUnavailableError:
             # The file may be another one when it comes back, so the next group opens it anew.
             self._drop_connection()
             raise
+
+    def _commit(self, transaction: RootTransaction) -> None:
+        try:
+            transaction.commit()
+            failpoint("store.committed")
+        except (DBAPIError, FailpointError) as error:
+            failure = self._translate(error.orig) if isinstance(error, DBAPIError) else error
+            if isinstance(failure, StoreUnavailableError):
+                raise failure from error
+            raise CommitUnknownError(str(error)) from error
 
     def find_payment_id(self, merchant_id: str, merchant_order_no: str) -> int | None:
         return self._read(lambda connection: lookups.find_payment_id(connection, merchant_id, merchant_order_no))

@@ -177,7 +177,8 @@ refund_try = _table(
     Column("channel_refund_no", Text, nullable=False),
     Column("state", _Code, nullable=False),
     Column("state_at_ms", _Int64, nullable=False),
-    Column("sends", _Int64, nullable=False),
+    # How often the channel was asked about it or sent it.
+    Column("asks", _Int64, nullable=False),
     Column("next_at_ms", _Int64, nullable=False),
     Column("lease_until_ms", _Int64, nullable=False),
     Column("lease_token", Text, nullable=False),

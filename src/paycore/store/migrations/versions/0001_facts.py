@@ -226,7 +226,7 @@ def _create_refund_try() -> None:
         sa.Column("channel_refund_no", sa.Text(), nullable=False),
         sa.Column("state", _CODE, nullable=False),
         sa.Column("state_at_ms", _INT64, nullable=False),
-        sa.Column("sends", _INT64, nullable=False),
+        sa.Column("asks", _INT64, nullable=False),
         sa.Column("next_at_ms", _INT64, nullable=False),
         sa.Column("lease_until_ms", _INT64, nullable=False),
         sa.Column("lease_token", sa.Text(), nullable=False),

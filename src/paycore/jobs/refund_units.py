@@ -1,0 +1,124 @@
+"""The refunder's writes."""
+
+from typing import NamedTuple
+
+from paycore._dedupe import Index
+from paycore.domain.ids import MAX_REFUND_TRIES
+from paycore.domain.verdicts import RefundState
+from paycore.store.protocol import DueRefund, WriteTransaction
+from paycore.store.rows import RefundResultRow, RefundTryRow
+from paycore.usecases.refund import RefundIntent, derive_refunds, new_try, split_intents
+
+_FINAL = (RefundState.REFUNDED, RefundState.REFUSED)
+
+
+class _Unit:
+    """A write that the index has nothing to do with."""
+
+    def committed(self, index: Index) -> None:
+        """Nothing to tell the index."""
+
+
+class DeriveOwed(_Unit):
+    """Adds the derived refund to every excess that has an outcome and none; returns those it added."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+
+    def apply(self, transaction: WriteTransaction) -> list[RefundIntent]:
+        """Write the intents; the derived numbers make a repetition harmless."""
+        records = transaction.load_records(transaction.payments_owing_refunds(self._limit))
+        intents = [
+            intent for record in records.values() for intent in derive_refunds(record, record.excess, transaction.stamp)
+        ]
+        if intents:
+            transaction.insert_refunds(*split_intents(intents))
+        return intents
+
+
+class FindExpired(_Unit):
+    """Finds the payments past their expiry that hold an excess and no outcome."""
+
+    def __init__(self, expired_before_ms: int, limit: int) -> None:
+        self._expired_before_ms = expired_before_ms
+        self._limit = limit
+
+    def apply(self, transaction: WriteTransaction) -> list[int]:
+        """Return their payment ids."""
+        return transaction.expired_with_excess(self._expired_before_ms, self._limit)
+
+
+class ClaimDue(_Unit):
+    """Leases the tries that are due, so that no other process asks them at the same time."""
+
+    def __init__(self, *, lease_token: str, lease_ms: int, limit: int) -> None:
+        self._lease_token = lease_token
+        self._lease_ms = lease_ms
+        self._limit = limit
+
+    def apply(self, transaction: WriteTransaction) -> list[DueRefund]:
+        """Return what is ours to send until the lease ends."""
+        now_ms = transaction.stamp.recorded_at_ms
+        return transaction.claim_refunds(now_ms, now_ms + self._lease_ms, self._lease_token, self._limit)
+
+
+class Progress(NamedTuple):
+    """How a try stands after the channel was asked. delay_ms: until it is looked at again."""
+
+    state: RefundState
+    asks: int
+    delay_ms: int
+    code: str = ""
+    message: str = ""
+
+
+class RecordProgress(_Unit):
+    """Writes how a try stands, where its lease is still held; a final word is written as a fact.
+
+    Only a final refusal makes the next number (R6). ``keep_lease``: the try goes on being ours.
+    """
+
+    def __init__(self, due: DueRefund, progress: Progress, *, keep_lease: bool = False) -> None:
+        self._due = due
+        self._progress = progress
+        self._keep_lease = keep_lease
+
+    def apply(self, transaction: WriteTransaction) -> bool:
+        """Return whether the lease was still ours; where it was not, nothing is written."""
+        row = self._row(transaction.stamp.recorded_at_ms)
+        if not transaction.update_refund_try(row, lease_token=self._due.last_try.lease_token):
+            return False
+        if self._progress.state in _FINAL:
+            self._write_final(transaction)
+        return True
+
+    def _row(self, now_ms: int) -> RefundTryRow:
+        progress, last_try = self._progress, self._due.last_try
+        return last_try._replace(
+            state=progress.state,
+            state_at_ms=now_ms,
+            asks=progress.asks,
+            next_at_ms=now_ms + progress.delay_ms,
+            lease_until_ms=last_try.lease_until_ms if self._keep_lease else 0,
+            lease_token=last_try.lease_token if self._keep_lease else "",
+            last_error=f"{progress.code} {progress.message}".strip(),
+        )
+
+    def _write_final(self, transaction: WriteTransaction) -> None:
+        progress, last_try, stamp = self._progress, self._due.last_try, transaction.stamp
+        transaction.insert_refund_result(
+            RefundResultRow(
+                last_try.payment_id,
+                last_try.refund_no,
+                last_try.seq,
+                progress.state,
+                progress.code,
+                progress.message,
+                *stamp,
+            )
+        )
+        if progress.state == RefundState.REFUSED and last_try.seq < MAX_REFUND_TRIES:
+            next_at_ms = stamp.recorded_at_ms + progress.delay_ms
+            transaction.insert_refund_try(
+                new_try(self._due.refund, seq=last_try.seq + 1, next_at_ms=next_at_ms, stamp=stamp)
+            )

@@ -1,0 +1,64 @@
+"""Notify: what a channel said, taken in. The writer decides and makes it durable; here stands the door.
+
+INVALID is only for what cannot be evidence at all; a gateway must never acknowledge it to a channel. Everything
+that might be true some day, unknown names and foreign numbers included, goes on to be judged.
+"""
+
+from paycore.domain.errors import FieldViolation, InvalidArgumentError
+from paycore.domain.notification import Notification, Verdict
+from paycore.domain.texts import broken_evidence_rule
+from paycore.domain.verdicts import ChannelResult
+from paycore.usecases.writer import Writer
+
+MAX_RAW_BYTES = 64 * 1024
+MAX_HEADERS_BYTES = 8 * 1024
+
+_TEXT_LIMITS = {
+    "channel": 32,
+    "account": 64,
+    "channel_order_no": 64,
+    "currency": 16,
+    "channel_trade_no": 64,
+}
+
+
+def violations(notification: Notification) -> list[FieldViolation]:
+    """Name what makes a notification INVALID; empty when it can be evidence."""
+    found = [
+        FieldViolation(field, rule)
+        for field, limit in _TEXT_LIMITS.items()
+        if (rule := broken_evidence_rule(getattr(notification, field), max_length=limit)) is not None
+    ]
+    if notification.result == ChannelResult.SUCCESS:
+        if notification.amount_minor <= 0:
+            found.append(FieldViolation("amount_minor", "must be positive for a success"))
+        if not notification.channel_trade_no:
+            found.append(FieldViolation("channel_trade_no", "is required for a success"))
+    elif notification.amount_minor < 0:
+        found.append(FieldViolation("amount_minor", "must not be negative"))
+    if len(notification.raw) > MAX_RAW_BYTES:
+        found.append(FieldViolation("raw", f"must have at most {MAX_RAW_BYTES} bytes"))
+    if len(notification.headers.encode()) > MAX_HEADERS_BYTES:
+        found.append(FieldViolation("headers", f"must have at most {MAX_HEADERS_BYTES} bytes in all"))
+    elif "\\u0000" in notification.headers:
+        found.append(FieldViolation("headers", "must not contain NUL"))
+    return found
+
+
+class Notify:
+    """Takes notifications in."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    async def notify(self, notification: Notification) -> Verdict:
+        """Return the verdict once it is durable.
+
+        Raises InvalidArgumentError where it cannot be evidence, ThrottledError where too much waits, and
+        StoreUnavailableError where it could not be committed: nothing was kept, the channel should send again.
+        """
+        broken = violations(notification)
+        if broken:
+            self._writer.count_invalid(notification)
+            raise InvalidArgumentError(broken, "INVALID_NOTIFICATION")
+        return await self._writer.notify(notification)
