@@ -218,6 +218,9 @@ class Index:
     def _occupied(self) -> int:
         """Slots that lengthen a probe: payments and the traces of removed ones. For tests."""
 
+    def _slot_keys(self) -> list[int]:
+        """Return the key of each slot in order: a payment id, 0 when empty, 2**63 after a removal. For tests."""
+
 def _fail_allocation_after(count: int) -> None:
     """For tests only: let ``count`` more allocations of this module succeed, then fail every one.
 

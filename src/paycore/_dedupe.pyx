@@ -727,3 +727,7 @@ cdef class Index:
     @property
     def _occupied(self):
         return self.table.occupied
+
+    def _slot_keys(self):
+        cdef size_t slot
+        return [self.table.entries[slot].key for slot in range(self.table.slots)]
