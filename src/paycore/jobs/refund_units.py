@@ -49,7 +49,7 @@ class FindExpired(_Unit):
 
 
 class ClaimDue(_Unit):
-    """Leases the tries that are due, so that no other process asks them at the same time."""
+    """Leases the tries that are due, so that no other process sends them at the same time."""
 
     def __init__(self, *, lease_token: str, lease_ms: int, limit: int) -> None:
         self._lease_token = lease_token

@@ -49,13 +49,14 @@ class DueRefund(NamedTuple):
 
 
 class FailureNote(NamedTuple):
-    """A channel's word that an attempt failed."""
+    """A channel's word that an attempt failed. ends: the conversation ends by it; False where money was captured."""
 
     payment_id: int
     attempt: int
     code: str
     message: str
     failed_at_ms: int
+    ends: bool
 
 
 class Backlog(NamedTuple):
@@ -103,7 +104,7 @@ class WriteTransaction(Protocol):
         ...
 
     def note_failures(self, notes: Sequence[FailureNote]) -> None:
-        """Note failures on attempts: the first word is kept, and only a live conversation ends by it."""
+        """Note failures on attempts: the first word is kept."""
         ...
 
     def insert_outcomes(self, rows: Sequence[OutcomeRow]) -> set[int]:
@@ -131,7 +132,7 @@ class WriteTransaction(Protocol):
         ...
 
     def claim_refunds(self, now_ms: int, lease_until_ms: int, lease_token: str, limit: int) -> list[DueRefund]:
-        """Lease the tries that are due, so that no other process asks them meanwhile."""
+        """Lease the tries that are due, so that no other process sends them meanwhile."""
         ...
 
     def update_refund_try(self, row: RefundTryRow, *, lease_token: str) -> bool:

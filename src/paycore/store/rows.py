@@ -239,10 +239,10 @@ class PaymentRecord:
             mask |= 1 << (attempt - 1)
         return mask
 
-    def note_failure(self, attempt: int, at_ms: int) -> None:
-        """Note a channel's word that an attempt failed: a live conversation ends by it."""
+    def note_failure(self, attempt: int, at_ms: int, *, ends: bool) -> None:
+        """Note a channel's word that an attempt failed; ``ends``: a live conversation ends by it."""
         row = self.attempts[attempt]
-        if AttemptState(row.state) not in FINALLY_UNPAID:
+        if ends and AttemptState(row.state) not in FINALLY_UNPAID:
             row = row._replace(state=AttemptState.FAILED, state_at_ms=at_ms)
         self.attempts[attempt] = row._replace(failed_at_ms=at_ms)
 

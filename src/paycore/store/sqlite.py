@@ -107,7 +107,7 @@ _TRY_COLUMNS = ("state", "state_at_ms", "asks", "next_at_ms", "lease_until_ms", 
 
 def _note_failure_statement() -> Any:
     table = tables.channel_order
-    live = table.c.state.not_in(FINALLY_UNPAID)
+    ends = and_(bindparam("ends", type_=Boolean), table.c.state.not_in(FINALLY_UNPAID))
     return (
         update(table)
         .where(
@@ -119,8 +119,8 @@ def _note_failure_statement() -> Any:
             failure_code=bindparam("code"),
             failure_message=bindparam("message"),
             failed_at_ms=bindparam("at_ms"),
-            state=case((live, AttemptState.FAILED.value), else_=table.c.state),
-            state_at_ms=case((live, bindparam("at_ms")), else_=table.c.state_at_ms),
+            state=case((ends, AttemptState.FAILED.value), else_=table.c.state),
+            state_at_ms=case((ends, bindparam("at_ms")), else_=table.c.state_at_ms),
         )
     )
 
@@ -188,6 +188,7 @@ class SqliteTransaction:
                     "code": note.code,
                     "message": note.message,
                     "at_ms": note.failed_at_ms,
+                    "ends": note.ends,
                 }
                 for note in notes
             ],

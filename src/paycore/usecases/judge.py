@@ -250,13 +250,19 @@ class RarePlan:
             return NotifyOutcome.CONFLICT
         if attempt.failed_at_ms is not None:
             return NotifyOutcome.RECORDED | VerdictFlag.REPLAYED
-        at_ms = notification.received_at_ms
+        record, at_ms = self._records[attempt.payment_id], notification.received_at_ms
+        ends = attempt.attempt not in record.captured_attempts()
         self._failures.append(
             FailureNote(
-                attempt.payment_id, attempt.attempt, notification.failure_code, notification.failure_message, at_ms
+                attempt.payment_id,
+                attempt.attempt,
+                notification.failure_code,
+                notification.failure_message,
+                at_ms,
+                ends,
             )
         )
-        self._records[attempt.payment_id].note_failure(attempt.attempt, at_ms)
+        record.note_failure(attempt.attempt, at_ms, ends=ends)
         return NotifyOutcome.RECORDED
 
     def _judge_success(

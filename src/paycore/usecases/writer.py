@@ -36,7 +36,10 @@ from paycore.store.rows import Stamp
 from paycore.usecases.judge import AccountCodes, GroupJudge, GroupResult
 
 MAX_GROUP = 4_000
-"""Writes in one commit at most: bounds how long the first of them waits."""
+"""Notifications in one commit at most: bounds how long the first of them waits."""
+
+_UNIT_WEIGHT = 40
+"""How many notifications one other write counts for: it takes several statements where they share one."""
 
 MAX_TRIES = 5
 """How often a group is decided before it is answered UNAVAILABLE; each try waits up to the store's busy timeout."""
@@ -169,7 +172,12 @@ class Writer:
         with self._wake:
             while not self._queue and not self._stopping:
                 self._wake.wait()
-            return [self._queue.popleft() for _ in range(min(len(self._queue), MAX_GROUP))]
+            group: list[_Waiting] = []
+            weight = 0
+            while self._queue and weight < MAX_GROUP:
+                weight += 1 if isinstance(self._queue[0].work, Notification) else _UNIT_WEIGHT
+                group.append(self._queue.popleft())
+            return group
 
     def _commit(self, group: list[_Waiting]) -> list[_Answer]:
         own_tries: set[tuple[int, int]] = set()
