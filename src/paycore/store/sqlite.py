@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from sqlalchemy import (
+    Boolean,
     Connection,
     Engine,
     RootTransaction,
     Table,
+    and_,
     bindparam,
     case,
     insert,
