@@ -2,24 +2,17 @@
 
 from typing import NamedTuple
 
-from paycore._dedupe import Index
 from paycore.domain.ids import MAX_REFUND_TRIES
 from paycore.domain.verdicts import RefundState
 from paycore.store.protocol import DueRefund, WriteTransaction
 from paycore.store.rows import RefundResultRow, RefundTryRow
 from paycore.usecases.refund import RefundIntent, derive_refunds, new_try, split_intents
+from paycore.usecases.writer import UnindexedUnit
 
 _FINAL = (RefundState.REFUNDED, RefundState.REFUSED)
 
 
-class _Unit:
-    """A write that the index has nothing to do with."""
-
-    def committed(self, index: Index) -> None:
-        """Nothing to tell the index."""
-
-
-class DeriveOwed(_Unit):
+class DeriveOwed(UnindexedUnit):
     """Adds the derived refund to every excess that has an outcome and none; returns those it added."""
 
     def __init__(self, limit: int) -> None:
@@ -36,7 +29,7 @@ class DeriveOwed(_Unit):
         return intents
 
 
-class FindExpired(_Unit):
+class FindExpired(UnindexedUnit):
     """Finds the payments past their expiry that hold an excess and no outcome."""
 
     def __init__(self, expired_before_ms: int, limit: int) -> None:
@@ -48,7 +41,7 @@ class FindExpired(_Unit):
         return transaction.expired_with_excess(self._expired_before_ms, self._limit)
 
 
-class ClaimDue(_Unit):
+class ClaimDue(UnindexedUnit):
     """Leases the tries that are due, so that no other process sends them at the same time."""
 
     def __init__(self, *, lease_token: str, lease_ms: int, limit: int) -> None:
@@ -72,7 +65,7 @@ class Progress(NamedTuple):
     message: str = ""
 
 
-class RecordProgress(_Unit):
+class RecordProgress(UnindexedUnit):
     """Writes how a try stands, where its lease is still held; a final word is written as a fact.
 
     Only a final refusal makes the next number (R6). ``keep_lease``: the try goes on being ours.

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import structlog
 
-from paycore._dedupe import Index
 from paycore.channels.protocol import (
     Capture,
     Channel,
@@ -23,7 +22,7 @@ from paycore.domain.notification import Notification, Verdict
 from paycore.domain.verdicts import AttemptState, CaptureSource, ChannelResult, PayMethod
 from paycore.store.protocol import WriteTransaction
 from paycore.store.rows import ChannelOrderRow, PaymentRecord, PaymentRow
-from paycore.usecases.writer import Writer
+from paycore.usecases.writer import UnindexedUnit, Writer
 
 NOT_EXIST_MARGIN_MS = 60_000
 """How long past its absolute expiry an order unknown to its channel is still waited for before it counts as unpaid.
@@ -52,7 +51,7 @@ def channel_order(payment: PaymentRow, attempt: ChannelOrderRow) -> ChannelOrder
     )
 
 
-class SettleAttempt:
+class SettleAttempt(UnindexedUnit):
     """A write unit: how the conversation stands now. Returns the payment's record after it.
 
     lease_token: only whoever holds the lease writes; None where no lease is needed.
@@ -97,9 +96,6 @@ class SettleAttempt:
             lease_until_ms=0,
             lease_token="",
         )
-
-    def committed(self, index: Index) -> None:
-        """Nothing to tell the index: it knows no conversations."""
 
 
 class Conversations:

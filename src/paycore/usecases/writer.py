@@ -64,6 +64,13 @@ class WriteUnit(Protocol[_T_co]):
         ...
 
 
+class UnindexedUnit:
+    """Base of the write units that the index has nothing to do with."""
+
+    def committed(self, index: Index) -> None:
+        """Nothing to tell the index."""
+
+
 class _Waiting(NamedTuple):
     """Something to write, and who waits for it."""
 
