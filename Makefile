@@ -65,7 +65,7 @@ check: setup check-protos
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict $(TYPED)
-	$(if $(CYTHON_SOURCES),$(BIN)/cython-lint $(CYTHON_SOURCES))
+	$(if $(CYTHON_SOURCES),PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint $(CYTHON_SOURCES))
 
 .PHONY: check-protos
 check-protos:
