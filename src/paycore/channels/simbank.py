@@ -21,11 +21,10 @@ import json
 import re
 import secrets as random_secrets
 from collections.abc import Mapping
-from typing import NamedTuple, NoReturn, TypeVar
+from typing import NamedTuple, NoReturn, Protocol, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
-from pydantic import SecretStr
 
 from paycore.channels.protocol import (
     Capture,
@@ -65,6 +64,27 @@ _REFUND_ANSWERS = {answer.name: answer for answer in RefundAnswer if answer is n
 Word = TypeVar("Word")
 
 
+class HiddenSecret(Protocol):
+    """A secret that no log shows by accident, for example a pydantic ``SecretStr``."""
+
+    def get_secret_value(self) -> str:
+        """Return the secret itself."""
+        ...
+
+
+class _Hidden:
+    """A plain secret, hidden."""
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret
+
+    def __repr__(self) -> str:
+        return "**********"
+
+    def get_secret_value(self) -> str:
+        return self._secret
+
+
 class _Answer(NamedTuple):
     """A JSON object that the bank sent. ``exists`` is False for a NOT_EXIST about the number that was asked."""
 
@@ -75,13 +95,12 @@ class _Answer(NamedTuple):
 class SimbankChannel:
     """Implements ``channels.protocol.Channel`` for the simulated banks: one account for each bank."""
 
-    def __init__(self, base_url: str, secrets: Mapping[str, SecretStr | str], timeout_ms: int, clock: Clock) -> None:
+    def __init__(self, base_url: str, secrets: Mapping[str, HiddenSecret | str], timeout_ms: int, clock: Clock) -> None:
         """``base_url``: where the banks listen. ``secrets``: by account. ``timeout_ms`` bounds each call as a whole."""
         self._base_url = base_url.rstrip("/")
         self._base_path = urlsplit(self._base_url).path
-        self._secrets = {
-            account: secret if isinstance(secret, SecretStr) else SecretStr(secret)
-            for account, secret in secrets.items()
+        self._secrets: dict[str, HiddenSecret] = {
+            account: _Hidden(secret) if isinstance(secret, str) else secret for account, secret in secrets.items()
         }
         self._timeout_seconds = timeout_ms / 1000
         self._clock = clock
@@ -174,7 +193,7 @@ class SimbankChannel:
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
             raise ChannelUnknownError(f"simbank: no usable answer ({type(error).__name__})") from None
 
-    def _signature(self, secret: SecretStr, target: str, body: bytes) -> dict[str, str]:
+    def _signature(self, secret: HiddenSecret, target: str, body: bytes) -> dict[str, str]:
         timestamp, nonce = str(self._clock.now_ms()), random_secrets.token_hex(16)
         message = f"{timestamp}\n{nonce}\n{target}\n".encode() + body
         return {

@@ -1,27 +1,22 @@
 """``paycore simbank`` and ``paycore forwarder``: the simulated banks and what carries their notifications."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
-from pydantic import SecretStr, TypeAdapter, ValidationError
-from starlette.applications import Starlette
 
 from paycore.simbank import forwarder as forwarding
 from paycore.simbank import server
 from paycore.simbank.clock import WallClock
 from paycore.simbank.disk import Disk, DiskError
-from paycore.simbank.requests import BankName
-from paycore.simbank.serving import ServingError, configure_logs, loopback_socket, serve
+from paycore.simbank.serving import Application, Build, ServingError, configure_logs, loopback_socket, serve
+from paycore.simbank.setup import Secrets, SetupError, read_ladder, read_secrets
 from paycore.simbank.signing import DEFAULT_WINDOW_MS
 
-MIN_SECRET_CHARACTERS = 16
+T = TypeVar("T")
 
 DEFAULT_LADDER = ",".join(str(delay) for delay in server.DEFAULT_LADDER_MS)
-
-_BANK_NAME = TypeAdapter(BankName)
 
 SecretsOption = Annotated[
     str,
@@ -34,10 +29,7 @@ SecretsOption = Annotated[
 ]
 ReadyFileOption = Annotated[
     Path | None,
-    typer.Option(
-        envvar="PAYCORE_SIMBANK_READY_FILE",
-        help='Write {"address", "pid"} here once requests are taken.',
-    ),
+    typer.Option(help='Write {"address", "pid"} here once requests are taken.'),
 ]
 WindowOption = Annotated[
     int,
@@ -80,13 +72,13 @@ def simbank(
     config = server.BankConfig(
         books=books,
         forwarder_url=_web_url(forwarder_url),
-        secrets=read_secrets(secrets),
+        secrets=_secrets(secrets),
         ladder_ms=_ladder(ladder_ms),
         notify_timeout_ms=notify_timeout_ms,
         window_ms=window_ms,
     )
 
-    def build(address: str, stopping: Callable[[], bool]) -> Starlette:
+    def build(address: str, stopping: Callable[[], bool]) -> Application:
         return server.build(config, Disk(books), WallClock(), f"http://{address}", stopping)
 
     _run(build, listen, ready_file)
@@ -116,7 +108,7 @@ def forwarder(
     """
     config = forwarding.ForwarderConfig(
         server=grpc_server,
-        secrets=read_secrets(secrets),
+        secrets=_secrets(secrets),
         channel=channel,
         notify_timeout_ms=notify_timeout_ms,
         window_ms=window_ms,
@@ -124,7 +116,7 @@ def forwarder(
     _run(lambda _address, _stopping: forwarding.build(config, WallClock()), listen, ready_file)
 
 
-def _run(build: Callable[[str, Callable[[], bool]], Starlette], listen: str, ready_file: Path | None) -> None:
+def _run(build: Build, listen: str, ready_file: Path | None) -> None:
     configure_logs()
     try:
         serve(build, loopback_socket(listen), ready_file)
@@ -133,37 +125,19 @@ def _run(build: Callable[[str, Callable[[], bool]], Starlette], listen: str, rea
         raise typer.Exit(1) from None
 
 
-def read_secrets(text: str) -> dict[str, SecretStr]:
-    """Read the banks and their secrets. Raises typer.BadParameter, which never repeats a secret."""
+def _secrets(text: str) -> Secrets:
+    return _read("--secrets or PAYCORE_SIMBANK_SECRETS", read_secrets, text)
+
+
+def _ladder(text: str) -> Sequence[int]:
+    return _read("--ladder-ms", read_ladder, text)
+
+
+def _read(option: str, read: Callable[[str], T], text: str) -> T:
     try:
-        given = json.loads(text or "{}")
-    except ValueError:
-        raise typer.BadParameter("--secrets: must be a JSON object of bank names and secrets") from None
-    if not (isinstance(given, dict) and given):
-        raise typer.BadParameter('--secrets or PAYCORE_SIMBANK_SECRETS: needed, for example {"bank_a": "…"}')
-    for bank, secret in given.items():
-        _check_bank(bank)
-        if not (isinstance(secret, str) and secret.isascii() and len(secret) >= MIN_SECRET_CHARACTERS):
-            raise typer.BadParameter(
-                f"--secrets: the secret of {bank} must be at least {MIN_SECRET_CHARACTERS} ASCII characters"
-            )
-    return {bank: SecretStr(secret) for bank, secret in given.items()}
-
-
-def _check_bank(bank: str) -> None:
-    try:
-        _BANK_NAME.validate_python(bank)
-    except ValidationError:
-        raise typer.BadParameter(f"--secrets: {bank!r} is no bank name: a-z, then a-z, 0-9 or _, at most 32") from None
-
-
-def _ladder(text: str) -> tuple[int, ...]:
-    delays = [part.strip() for part in text.split(",")]
-    if not all(delay.isascii() and delay.isdecimal() and len(delay) <= 9 for delay in delays):
-        raise typer.BadParameter(
-            "--ladder-ms: must be whole milliseconds separated by commas, for example 200,500,1000"
-        )
-    return tuple(int(delay) for delay in delays)
+        return read(text)
+    except SetupError as error:
+        raise typer.BadParameter(f"{option}: {error}") from None
 
 
 def _web_url(text: str) -> str:

@@ -267,7 +267,11 @@ def refund_json(one: Refund) -> Json:
 
 
 def notification_json(one: Notification) -> Json:
-    """Return a notification as auditors and drivers see it. given_up: the ladder ended without an acknowledgement."""
+    """Return a notification as auditors and drivers see it.
+
+    pending: it will be sent again, once its time comes or its hold ends. given_up: the ladder ended before any
+    acknowledgement.
+    """
     acknowledged = one.acks > 0
     return {
         "notification_id": one.notification_id,
@@ -277,5 +281,6 @@ def notification_json(one: Notification) -> Json:
         "sends": one.sends,
         "acknowledged": acknowledged,
         "held": bool(one.held),
+        "pending": one.due_at_ms is not None,
         "given_up": one.due_at_ms is None and one.sends > 0 and not acknowledged,
     }

@@ -126,7 +126,8 @@ def _operation_faults(name: str, asked: object) -> Iterable[Fault]:
 def _fault(name: str, asked: object, rule: _Rule) -> Fault:
     times = None
     if isinstance(asked, dict) and asked.keys() == {"value", "times"}:
-        asked, times = asked["value"], asked["times"]
+        times = asked["times"]
+        asked = asked["value"]
         if not _whole(1, MAX_INT64)(times):
             raise FaultError(f"faults.{name}.times: must be an integer of at least 1")
     fits, words = rule

@@ -3,9 +3,10 @@
 The bank's own definition: a status of 200 or 204 acknowledges, whatever the body says; everything else does not,
 nor does no answer in time. (WeChat Pay v3 counts so too: a FAIL in a 200 is acknowledged.)
 
-Notifications of one order go out one at a time and in their order; those of different orders do not wait for each
-other. Each sending is signed afresh and keeps the notification's number. A sending is counted on disk before it
-is made and its acknowledgement after: a bank that dies in between sends again.
+Notifications of one order go out one at a time and in their order, except that one that is not acknowledged does
+not hold up the next; those of different orders do not wait for each other. Each sending is signed afresh and keeps
+the notification's number. A sending is counted on disk before it is made and its acknowledgement after: a bank that
+dies in between sends again.
 """
 
 import asyncio
@@ -127,7 +128,9 @@ class Sender:
         try:
             async with self._lock(bank, order_no):
                 for seq in seqs:
-                    await self._send(seq, only_if_due=True)
+                    # One that asks for several acknowledgements is due again at once, before the next one.
+                    while await self._send(seq, only_if_due=True):
+                        pass
         except sqlite3.Error as error:
             logger.warning("books_not_writable", error=str(error))
             await asyncio.sleep(_RETRY_BOOKS_SECONDS)

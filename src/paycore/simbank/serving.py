@@ -14,6 +14,10 @@ import structlog
 import uvicorn
 from starlette.applications import Starlette
 
+Application = Starlette
+Build = Callable[[str, Callable[[], bool]], Application]
+"""Makes an application from the address it is reached at and a function that tells whether it is stopping."""
+
 
 class ServingError(Exception):
     """The server cannot start. The message is one line that says what to do."""
@@ -80,14 +84,11 @@ class _AnnouncingServer(uvicorn.Server):
         self._announce()
 
 
-def serve(build: Callable[[str, Callable[[], bool]], Starlette], bound: socket.socket, ready_file: Path | None) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is under way and return.
-
-    ``build`` gets the address and a function that tells whether the server is stopping.
-    """
+def serve(build: Build, bound: socket.socket, ready_file: Path | None) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is under way and return."""
     address = address_of(bound)
     if ready_file is not None:
-        ready_file.unlink(missing_ok=True)
+        _clear(ready_file)
 
     def announce() -> None:
         if ready_file is not None:
@@ -105,6 +106,13 @@ def serve(build: Callable[[str, Callable[[], bool]], Starlette], bound: socket.s
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server.run(sockets=[bound])
+
+
+def _clear(ready_file: Path) -> None:
+    """Take away what an earlier run left, and make sure that the new one can be written."""
+    if not ready_file.parent.is_dir():
+        raise ServingError(f"--ready-file {ready_file}: its folder does not exist")
+    ready_file.unlink(missing_ok=True)
 
 
 def write_ready_file(path: Path, address: str) -> None:
