@@ -186,6 +186,7 @@ class OpenAttempt:
             *stamp,
         )
         transaction.insert_channel_order(row)
-        transaction.supersede_attempts(row.payment_id, attempt, stamp.recorded_at_ms)
+        if attempt > 1:
+            transaction.supersede_attempts(row.payment_id, attempt, stamp.recorded_at_ms)
         record.attempts[attempt] = row
         return row
