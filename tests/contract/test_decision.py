@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from paycore import _dedupe
@@ -131,9 +131,12 @@ def test_decision_at_any_int64_time_is_the_tables(
     assert _dedupe.decide(facts, moment) == verdict
 
 
-@given(paid_at_ms=int64s, expire_at_ms=int64s, grace_ms=int64s)
-def test_decision_with_a_negative_grace_is_the_twins(paid_at_ms: int, expire_at_ms: int, grace_ms: int) -> None:
+@pytest.mark.parametrize("past_the_end_ms", [-1, 0, 1])
+@given(expire_at_ms=int64s, grace_ms=st.one_of(st.integers(-5, -1), st.integers(MIN_INT64, -1)))
+@example(expire_at_ms=MAX_INT64, grace_ms=MIN_INT64)
+def test_decision_with_a_negative_grace_is_the_twins(past_the_end_ms: int, expire_at_ms: int, grace_ms: int) -> None:
     facts = OPEN_AND_NEW._replace(created_at_ms=MIN_INT64, expire_at_ms=expire_at_ms)
+    paid_at_ms = min(max(MIN_INT64, expire_at_ms + grace_ms + past_the_end_ms), MAX_INT64)
     moment = Moment(paid_at_ms, MAX_INT64, grace_ms)
     assert _dedupe.decide(facts, moment) == decision.decide(facts, moment)
 

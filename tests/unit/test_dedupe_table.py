@@ -171,6 +171,19 @@ def test_fill_and_delete_again_and_again_neither_grows_nor_fills_with_tombstones
     assert check(index, 99_999) == _dedupe.MISS
 
 
+def test_key_of_a_tombstone_is_no_payment() -> None:
+    index = full_index()
+    for payment_id in range(1, 7):
+        index.discard(payment_id)
+    assert index._slot_keys().count(TOMBSTONE) == 6
+    least_int64 = -TOMBSTONE
+    assert least_int64 not in index
+    assert index.get(least_int64) is None
+    assert check(index, least_int64) == _dedupe.MISS
+    index.discard(least_int64)
+    assert len(index) == 0
+
+
 def test_random_churn_stays_equal_to_the_twin() -> None:
     chance = random.Random(20_261)
     index, plain = Index(), PlainIndex()
