@@ -413,7 +413,7 @@ def test_books_held_by_another_process_are_refused(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(DiskError, match="database is locked"):
+        with pytest.raises(DiskError, match="in use by another process"):
             Disk(books)
         other.kill()
     Disk(books).close()

@@ -87,7 +87,9 @@ class Disk:
             self._connection = sqlite3.connect(path, timeout=1, isolation_level=None, check_same_thread=False)
             self._prepare(path)
         except sqlite3.Error as error:
-            raise DiskError(f"{path}: the bank's books cannot be opened: {error}") from error
+            busy = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+            why = "they are in use by another process" if busy else str(error)
+            raise DiskError(f"{path}: the bank's books cannot be opened: {why}") from error
 
     def _prepare(self, path: Path) -> None:
         run = self._connection.execute
