@@ -141,6 +141,7 @@ class Index:
           up), or the entry asks. Load the payment from the database.
         - ``VerdictFlag.ASK`` alone: the attempt has a judged capture; compare with the database's row.
         - ACCEPTED, perhaps with PAID_AT_UNTRUSTED: try the insert of the outcome.
+        - ACCEPTED (so, too) with ASK: another attempt has a judged capture, whose refund the outcome may release.
         - CONFLICT, MISMATCH, DUPLICATE or LATE with ASK: a guess to be confirmed. LATE carries CLOSES
           only where the payment has one attempt.
 

@@ -395,7 +395,8 @@ cdef uint32_t table_check(const table_t *table, const capture_t *capture, int64_
     moment.received_at_ms = capture.received_at_ms
     moment.late_grace_ms = late_grace_ms
     verdict = judge(&facts, &moment)
-    if verdict & 0xFF == NOTIFY_OUTCOME_ACCEPTED:
+    # A capture of another attempt may wait for this outcome to be refunded: only the rows tell.
+    if verdict & 0xFF == NOTIFY_OUTCOME_ACCEPTED and entry.mask == 0:
         return verdict
     return verdict | VERDICT_FLAG_ASK
 

@@ -129,7 +129,9 @@ class PlainIndex:
             expire_at_ms=entry.expire_at_ms,
         )
         verdict = decide(facts, Moment(paid_at_ms, received_at_ms, self._late_grace_ms))
-        return verdict if verdict & 0xFF == NotifyOutcome.ACCEPTED else verdict | VerdictFlag.ASK
+        # A capture of another attempt may wait for this outcome to be refunded: only the rows tell.
+        alone = verdict & 0xFF == NotifyOutcome.ACCEPTED and entry.captured_mask == 0
+        return verdict if alone else verdict | VerdictFlag.ASK
 
     def accept(self, payment_id: int, attempt: int) -> None:
         """Mark the payment PAID by ``attempt``; drop the entry when another outcome is cached."""
