@@ -1,5 +1,7 @@
 """The asyncio client: the same calls as ``PaycoreClient``, awaited. It belongs to one event loop."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self, TypeVar

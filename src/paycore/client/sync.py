@@ -1,5 +1,7 @@
 """The blocking client. Safe to share between threads; it retries nothing and batches nothing by itself."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self, TypeVar, cast

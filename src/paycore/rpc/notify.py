@@ -38,8 +38,7 @@ class NotifyHandler:
             channel=request.channel,
             account=request.account,
             channel_order_no=request.channel_order_no,
-            # The number as it came: the use case refuses what is no result, and counts it.
-            result=cast(ChannelResult, request.result),
+            result=_result(request.result),
             amount_minor=request.amount_minor,
             currency=request.currency,
             channel_trade_no=request.channel_trade_no,
@@ -48,3 +47,11 @@ class NotifyHandler:
             raw=request.raw,
             headers=headers_json(request.headers),
         )
+
+
+def _result(number: int) -> ChannelResult:
+    """Read the result; a number that is none goes on as it came, for the use case to refuse and to count."""
+    try:
+        return ChannelResult(number)
+    except ValueError:
+        return cast(ChannelResult, number)

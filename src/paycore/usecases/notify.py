@@ -21,6 +21,8 @@ _TEXT_LIMITS = {
     "channel_trade_no": 64,
 }
 
+_RESULTS = frozenset(ChannelResult)
+
 
 def violations(notification: Notification) -> list[FieldViolation]:
     """Name what makes a notification INVALID; empty when it can be evidence."""
@@ -29,6 +31,8 @@ def violations(notification: Notification) -> list[FieldViolation]:
         for field, limit in _TEXT_LIMITS.items()
         if (rule := broken_evidence_rule(getattr(notification, field), max_length=limit)) is not None
     ]
+    if notification.result not in _RESULTS:
+        found.append(FieldViolation("result", "must be SUCCESS or FAILURE"))
     if notification.result == ChannelResult.SUCCESS:
         if notification.amount_minor <= 0:
             found.append(FieldViolation("amount_minor", "must be positive for a success"))

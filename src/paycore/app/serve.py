@@ -1,0 +1,140 @@
+"""Runs a server from its first write to its last, and takes it down so that nobody is left hanging.
+
+Order of the end: health says NOT_SERVING, no new call is taken, calls in flight end, conversations with channels are
+written down, the refunder stops between two steps, the writer commits and answers what waits, connections close.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import NamedTuple
+
+import structlog
+
+from paycore.app.build import Parts, build
+from paycore.app.clock import SystemClock
+from paycore.app.endpoint import SETTING as METRICS_SETTING
+from paycore.app.endpoint import MetricsEndpoint
+from paycore.app.readiness import PROBE_MS, Readiness
+from paycore.domain.clock import Clock
+from paycore.domain.errors import StoreUnavailableError
+from paycore.jobs.runner import run_every
+from paycore.metrics import Metrics
+from paycore.rpc.listen import ListenRefusedError, parse_listen
+from paycore.rpc.server import LISTEN_SETTING
+from paycore.settings import Settings
+from paycore.store.engine import DatabaseRefusedError
+from paycore.store.protocol import Store, StoreBusyError
+from paycore.store.schema import open_store
+
+BACKLOG_MS = 1_000
+"""How often the gauges of what is waiting are read from the database."""
+
+_log = structlog.get_logger()
+
+
+class StartRefusedError(Exception):
+    """The server cannot start; the message is one line that says why and what to do."""
+
+
+class Serving(NamedTuple):
+    """Where a server that has started is to be found."""
+
+    address: str
+    metrics_address: str
+    pid: int
+
+
+async def serve(settings: Settings, announce: Callable[[Serving], None]) -> None:
+    """Run a server until SIGTERM or SIGINT. ``announce`` is called once calls are taken. Raises StartRefusedError."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    async with AsyncExitStack() as stack:
+        try:
+            server = await _start(settings, stack)
+        except (ListenRefusedError, DatabaseRefusedError) as error:
+            raise StartRefusedError(str(error)) from None
+        except (StoreUnavailableError, StoreBusyError) as error:
+            raise StartRefusedError(f"{settings.db}: cannot be written now ({error}); try again later") from None
+        tasks = server.run_background(settings, stopping)
+        announce(server.serving)
+        _log.info("serving", address=server.serving.address, metrics_address=server.serving.metrics_address)
+        await stopping.wait()
+        _log.info("stopping", grace_ms=settings.shutdown_grace_ms)
+        await _take_down(server.parts, tasks, settings.shutdown_grace_ms)
+    _log.info("stopped")
+
+
+class _Started(NamedTuple):
+    """A server that takes calls."""
+
+    parts: Parts
+    readiness: Readiness
+    metrics: Metrics
+    clock: Clock
+    serving: Serving
+
+    def run_background(self, settings: Settings, stopping: asyncio.Event) -> list["asyncio.Task[None]"]:
+        """Start everything that nobody calls for."""
+        parts, readiness = self.parts, self.readiness
+
+        def job(name: str, run_once: Callable[[], Awaitable[None]], interval_ms: int) -> "asyncio.Task[None]":
+            return asyncio.create_task(run_every(name, run_once, interval_ms, stopping), name=name)
+
+        return [
+            job("refunder", parts.refunder.run_once, settings.refund_interval_ms),
+            job("heartbeat", lambda: readiness.probe(parts.writer), PROBE_MS),
+            job("backlog", lambda: _read_backlog(parts.store, self.metrics, self.clock), BACKLOG_MS),
+            asyncio.create_task(readiness.show(parts.server.set_serving), name="readiness"),
+        ]
+
+
+async def _start(settings: Settings, stack: AsyncExitStack) -> _Started:
+    address = parse_listen(LISTEN_SETTING, settings.listen)
+    metrics_address = parse_listen(METRICS_SETTING, settings.metrics_listen)
+    clock, metrics = SystemClock(), Metrics()
+    readiness = Readiness(metrics, clock)
+    endpoint = MetricsEndpoint(metrics_address, metrics, lambda: readiness.ready)
+    stack.callback(endpoint.stop)
+    store = open_store(settings.db)
+    stack.callback(store.dispose)
+    parts = build(settings, store, metrics, readiness.report)
+    stack.push_async_callback(parts.registry.aclose)
+    # In a thread: the event loop has to run for the last answers to reach their callers.
+    stack.push_async_callback(asyncio.to_thread, parts.writer.stop)
+    bound = parts.server.bind(address)
+    await parts.server.start()
+    endpoint.start()
+    await readiness.probe(parts.writer)
+    await parts.server.set_serving(readiness.ready)
+    return _Started(parts, readiness, metrics, clock, Serving(str(bound), str(endpoint.address), os.getpid()))
+
+
+async def _take_down(parts: Parts, tasks: list["asyncio.Task[None]"], grace_ms: int) -> None:
+    """End calls, conversations and jobs; what is not done within the grace is cancelled, which loses nothing."""
+    ends_at = asyncio.get_running_loop().time() + grace_ms / 1_000
+    await parts.server.drain(grace_ms)
+    talks = asyncio.create_task(parts.pay.drain())
+    *jobs, show = tasks
+    show.cancel()
+    remaining_seconds = max(0, ends_at - asyncio.get_running_loop().time())
+    _, late = await asyncio.wait({talks, *jobs}, timeout=remaining_seconds)
+    for task in late:
+        _log.warning("cut_off", task=task.get_name())
+        task.cancel()
+    await asyncio.gather(talks, *tasks, return_exceptions=True)
+
+
+async def _read_backlog(store: Store, metrics: Metrics, clock: Clock) -> None:
+    try:
+        backlog = await asyncio.to_thread(store.backlog)
+    except (StoreUnavailableError, StoreBusyError):
+        # The gauges keep their last values; readiness tells of the database.
+        return
+    metrics.quarantine_open.set(backlog.quarantine_open)
+    oldest_at_ms = backlog.oldest_refund_at_ms
+    age_ms = 0 if oldest_at_ms is None else max(0, clock.now_ms() - oldest_at_ms)
+    metrics.refund_oldest_unfinished_age_seconds.set(age_ms / 1_000)

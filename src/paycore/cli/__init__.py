@@ -1,0 +1,60 @@
+"""The command ``paycore``: one verb a module."""
+
+from typing import Annotated
+
+import typer
+
+from paycore import __version__
+from paycore.cli import close, migrate, notify, pay, query, serve, simbank
+
+EPILOG = """
+First steps:
+
+  paycore migrate                make the database
+
+  paycore serve                  run the server
+
+  paycore pay --help             ask for a payment
+
+Settings are flags or environment variables (PAYCORE_...); each command's --help names both. \
+Exit codes: 0 done, 1 refused, 2 wrong usage, 3 not reachable or not able now.
+"""
+
+app = typer.Typer(
+    help="A payment core: every order is charged exactly once or not at all, and any surplus goes back by itself.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    # Rich tracebacks print local variables, secrets among them.
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"paycore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    del version
+
+
+app.command(epilog=migrate.EPILOG)(migrate.migrate)
+app.command(epilog=serve.EPILOG)(serve.serve)
+app.command(epilog=pay.EPILOG)(pay.pay)
+app.command(epilog=notify.EPILOG)(notify.notify)
+app.command(epilog=query.EPILOG)(query.query)
+app.command(epilog=close.EPILOG)(close.close)
+app.command()(simbank.simbank)
+app.command()(simbank.forwarder)
+
+
+def main() -> None:
+    """Run the command line; the entry point of the installed script."""
+    app()
