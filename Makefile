@@ -54,12 +54,13 @@ serve: setup
 	$(BIN)/paycore serve $(ARGS)
 
 # The serial tests come first, so that the last line tells of the many. Exit code 5 there says that
-# none was selected. Both runs are made even if the first fails.
+# none was selected. Both runs are made even if the first fails. A file stays on one worker (loadfile), so
+# that what its module sets up, a server or a wheel, is made once.
 test: setup
 	@serial=0; \
 	$(BIN)/python -m pytest -m serial $(ARGS) || serial=$$?; \
 	if [ $$serial -eq 5 ]; then serial=0; fi; \
-	$(BIN)/python -m pytest -m 'not serial' -n 2 --dist loadgroup $(ARGS) && exit $$serial
+	$(BIN)/python -m pytest -m 'not serial' -n 2 --dist loadfile $(ARGS) && exit $$serial
 
 check: setup check-protos
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("checked build")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 SUITES = ["tests/contract/test_decision.py", "tests/contract/test_index.py", "tests/unit/test_dedupe_table.py"]
