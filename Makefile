@@ -26,7 +26,7 @@ TYPED := src tests $(wildcard benchmarks)
 help:
 	@echo "make setup    create .venv and install paycore into it, with everything for development"
 	@echo "make demo     watch an order being paid twice and the second payment go back by itself"
-	@echo "make serve    run the server on loopback"
+	@echo "make serve    run the server on loopback, over paycore.db here or PAYCORE_DB"
 	@echo "make test     run all tests"
 	@echo "make check    lint, format, types, Cython and protobuf checks"
 	@echo "make bench    run the benchmarks"
@@ -51,6 +51,7 @@ demo: setup
 	$(BIN)/paycore demo $(ARGS)
 
 serve: setup
+	$(BIN)/paycore migrate
 	$(BIN)/paycore serve $(ARGS)
 
 # The serial tests come first, so that the last line tells of the many. Exit code 5 there says that
