@@ -5,10 +5,12 @@ from typing import Annotated
 import typer
 
 from paycore import __version__
-from paycore.cli import close, migrate, notify, pay, query, serve, simbank
+from paycore.cli import close, demo, migrate, notify, pay, query, serve, simbank
 
 EPILOG = """
 First steps:
+
+  paycore demo                   watch payments go wrong and come right
 
   paycore migrate                make the database
 
@@ -45,6 +47,7 @@ def _root(
     del version
 
 
+app.command(epilog=demo.EPILOG)(demo.demo)
 app.command(epilog=migrate.EPILOG)(migrate.migrate)
 app.command(epilog=serve.EPILOG)(serve.serve)
 app.command(epilog=pay.EPILOG)(pay.pay)
