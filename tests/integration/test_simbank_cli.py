@@ -93,6 +93,8 @@ def _hanging_query(url: str, driver: Driver) -> "subprocess.Popen[str]":
         (("--listen", "127.0.0.1:-1"), "must be host:port"),
         (("--ladder-ms", "soon"), "must be whole milliseconds"),
         (("--forwarder-url", "ftp://x"), "must be an http or https URL"),
+        (("--forwarder-url", "http://127.0.0.1:99999"), "must be an http or https URL"),
+        (("--forwarder-url", "http://["), "must be an http or https URL"),
         (("--secrets", "{}"), "must name each bank"),
         (("--secrets", '{"bank_a": "short"}'), "the secret of bank_a must be at least 16"),
         (("--ready-file", "/nonexistent/ready"), "its folder does not exist"),

@@ -16,7 +16,8 @@ from pydantic import SecretStr
 from paycore.channels.protocol import QueryState
 from paycore.channels.simbank import SimbankChannel
 from paycore.domain.verdicts import PayMethod
-from paycore.simbank.disk import Disk, DiskError
+from paycore.simbank.books import Notice
+from paycore.simbank.disk import DUE_AT_ONCE, Disk, DiskError
 from paycore.simbank.signing import Verifier
 from tests.support.simbank import (
     CLOCK,
@@ -400,6 +401,45 @@ async def test_kill_between_doing_and_answering_leaves_it_done_once(
         await channel.aclose()
         books = driver.order(order_no)
     assert (len(books["captures"]), len(books["refunds"]), books["kept_minor"]) == (1, 1, 0)
+
+
+async def test_many_notifications_left_by_an_outage_are_all_sent_after_restart(
+    tmp_path: Path, receiver: Receiver, order_no: str
+) -> None:
+    count = DUE_AT_ONCE + 50
+    disk = Disk(tmp_path / "books.db")
+    with disk.transaction():
+        for number in range(count):
+            notice = Notice("SUCCESS", f"T{number}", 1234, "CNY", 1, 1, 1, held=False)
+            disk.add_notifications("bank_a", f"{order_no}{number:04}", [notice])
+    disk.close()
+    before = len(receiver.received)
+    with bank_process(tmp_path, f"{receiver.url}/notifications"):
+        wait_for(lambda: len(receiver.received) - before >= count, "all notifications")
+    assert len({one.body["trade_no"] for one in receiver.received[before:]}) == count
+
+
+async def test_notification_of_a_bank_without_a_secret_waits_for_one(
+    tmp_path: Path, receiver: Receiver, order_no: str
+) -> None:
+    disk = Disk(tmp_path / "books.db")
+    with disk.transaction():
+        disk.add_notifications("bank_x", order_no, [Notice("SUCCESS", "T1", 1234, "CNY", 1, 1, 1, held=False)])
+    disk.close()
+    url, quick = f"{receiver.url}/notifications", ("--ladder-ms", ",".join(["50"] * 1000))
+    with bank_process(tmp_path, url, *quick) as bank:
+        wait_for(lambda: bank.log.read_text().count("notification_without_secret") > 1, "a second try", 20)
+    with bank_process(tmp_path, url, *quick, env={"PAYCORE_SIMBANK_SECRETS": '{"bank_x": "0123456789abcdef"}'}):
+        wait_for(lambda: receiver.of_order(order_no), "the notification")
+
+
+def test_bank_that_cannot_send_any_more_ends(tmp_path: Path) -> None:
+    with bank_process(tmp_path, "http://127.0.0.1:1", env={"PAYCORE_FAILPOINTS": "simbank.look*2=error"}) as bank:
+        with Driver(bank.url) as driver:
+            driver.notifications("release")
+            driver.http.post("/banks/bank_a/pay/1")
+        bank.process.wait(timeout=20)
+        assert "sender_failed" in bank.log.read_text()
 
 
 # The file

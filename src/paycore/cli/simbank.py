@@ -11,7 +11,7 @@ from paycore.simbank import server
 from paycore.simbank.clock import WallClock
 from paycore.simbank.disk import Disk, DiskError
 from paycore.simbank.serving import Application, Build, ServingError, configure_logs, loopback_socket, serve
-from paycore.simbank.setup import Secrets, SetupError, read_ladder, read_secrets
+from paycore.simbank.setup import Secrets, SetupError, read_ladder, read_secrets, read_web_url
 from paycore.simbank.signing import DEFAULT_WINDOW_MS
 
 T = TypeVar("T")
@@ -141,6 +141,4 @@ def _read(option: str, read: Callable[[str], T], text: str) -> T:
 
 
 def _web_url(text: str) -> str:
-    if not text.startswith(("http://", "https://")):
-        raise typer.BadParameter("--forwarder-url: must be an http or https URL")
-    return text
+    return _read("--forwarder-url", read_web_url, text)

@@ -16,6 +16,8 @@ from paycore.simbank.faults import Fault, FaultBox, Planted
 
 APPLICATION_ID = 0x53424E4B
 SCHEMA_VERSION = 1
+DUE_AT_ONCE = 256
+"""How many due notifications are looked at together: after an outage there may be very many."""
 
 _SCHEMA = """
 CREATE TABLE book_order (
@@ -47,6 +49,8 @@ CREATE TABLE hold (bank TEXT PRIMARY KEY) STRICT;
 CREATE TABLE planted_fault (
     planted_id INTEGER PRIMARY KEY, bank TEXT NOT NULL, order_no TEXT, subject TEXT, name TEXT NOT NULL,
     value TEXT NOT NULL, times_left INTEGER) STRICT;
+CREATE INDEX fault_of_order ON planted_fault (bank, order_no);
+CREATE INDEX fault_of_subject ON planted_fault (bank, subject);
 """
 
 
@@ -199,9 +203,10 @@ class Disk:
         return [_refund(row) for row in rows]
 
     def notifications_due(self, now_ms: int) -> list[Notification]:
-        """Return the notifications whose time has come, in the order in which they are to be sent."""
+        """Return notifications whose time has come, in the order in which they are to be sent: a portion of them."""
         rows = self._connection.execute(
-            "SELECT * FROM notification WHERE held = 0 AND due_at_ms <= ? ORDER BY due_at_ms, seq", (now_ms,)
+            "SELECT * FROM notification WHERE held = 0 AND due_at_ms <= ? ORDER BY due_at_ms, seq LIMIT ?",
+            (now_ms, DUE_AT_ONCE),
         )
         return [Notification(*row) for row in rows]
 
@@ -265,12 +270,16 @@ class Disk:
 
     def fault_box(self, bank: str, order_no: str, subject: str | None, once: Iterable[Fault] = ()) -> FaultBox:
         """Return the faults that hold for an order. Hand it to ``count_down`` in the same transaction."""
-        return FaultBox(self.planted(bank), order_no, subject, once)
+        rows = self._connection.execute(
+            "SELECT * FROM planted_fault WHERE bank = ?1 AND (order_no = ?2 OR subject = ?3) ORDER BY planted_id",
+            (bank, order_no, subject),
+        )
+        return FaultBox([_planted(row) for row in rows], order_no, subject, once)
 
     def planted(self, bank: str) -> list[Planted]:
         """Return a bank's planted faults, oldest first."""
         rows = self._connection.execute("SELECT * FROM planted_fault WHERE bank = ? ORDER BY planted_id", (bank,))
-        return [Planted(*row)._replace(value=json.loads(row[5])) for row in rows]
+        return [_planted(row) for row in rows]
 
     def count_down(self, box: FaultBox) -> None:
         """Take one occasion off each fault that was used."""
@@ -298,3 +307,8 @@ def _order(row: tuple[object, ...]) -> Order:
 def _refund(row: tuple[object, ...]) -> Refund:
     refund = Refund(*row)  # type: ignore[arg-type]  # the columns are declared STRICT, in the record's order
     return refund._replace(state=RefundState(refund.state))
+
+
+def _planted(row: tuple[object, ...]) -> Planted:
+    planted = Planted(*row)  # type: ignore[arg-type]  # the columns are declared STRICT, in the record's order
+    return planted._replace(value=json.loads(str(planted.value)))

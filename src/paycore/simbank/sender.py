@@ -12,6 +12,7 @@ dies in between sends again.
 import asyncio
 import json
 import sqlite3
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -92,14 +93,17 @@ class Sender:
     async def _start_due(self) -> float | None:
         """Start a task for each order that has something due; return the seconds until something else is."""
         self._wake.clear()
+        failpoint("simbank.look")
         try:
             due, next_ms = await self._desk.do(self._look)
         except sqlite3.Error as error:
             logger.warning("books_not_writable", error=str(error))
             return _RETRY_BOOKS_SECONDS
-        for bank, order_no in dict.fromkeys((one.bank, one.order_no) for one in due):
-            if (bank, order_no) not in self._tasks:
-                self._start(bank, order_no, [one.seq for one in due if (one.bank, one.order_no) == (bank, order_no)])
+        seqs: defaultdict[OrderKey, list[int]] = defaultdict(list)
+        for one in due:
+            seqs[one.bank, one.order_no].append(one.seq)
+        for key in seqs.keys() - self._tasks.keys():
+            self._start(key, seqs[key])
         # What is in hand needs no time limit: a task that ends wakes the loop.
         return None if next_ms is None else max(0, next_ms - self._clock.now_ms()) / 1000
 
@@ -108,13 +112,12 @@ class Sender:
         now_ms = self._clock.now_ms()
         return self._disk.notifications_due(now_ms), self._disk.next_due_ms(now_ms)
 
-    def _start(self, bank: str, order_no: str, seqs: Sequence[int]) -> None:
-        task = asyncio.create_task(self._send_due(bank, order_no, seqs))
-        self._tasks[bank, order_no] = task
-        task.add_done_callback(lambda _: self._finished(bank, order_no))
+    def _start(self, key: OrderKey, seqs: Sequence[int]) -> None:
+        task = self._tasks[key] = asyncio.create_task(self._send_due(key, seqs))
+        task.add_done_callback(lambda _: self._finished(key))
 
-    def _finished(self, bank: str, order_no: str) -> None:
-        del self._tasks[bank, order_no]
+    def _finished(self, key: OrderKey) -> None:
+        del self._tasks[key]
         self._wake.set()
 
     async def _wait(self, seconds: float | None) -> None:
@@ -124,9 +127,9 @@ class Sender:
         except TimeoutError:
             pass
 
-    async def _send_due(self, bank: str, order_no: str, seqs: Sequence[int]) -> None:
+    async def _send_due(self, key: OrderKey, seqs: Sequence[int]) -> None:
         try:
-            async with self._lock(bank, order_no):
+            async with self._lock(key):
                 for seq in seqs:
                     # One that asks for several acknowledgements is due again at once, before the next one.
                     while await self._send(seq, only_if_due=True):
@@ -135,10 +138,10 @@ class Sender:
             logger.warning("books_not_writable", error=str(error))
             await asyncio.sleep(_RETRY_BOOKS_SECONDS)
 
-    def _lock(self, bank: str, order_no: str) -> asyncio.Lock:
-        lock = self._locks.get((bank, order_no))
+    def _lock(self, key: OrderKey) -> asyncio.Lock:
+        lock = self._locks.get(key)
         if lock is None:
-            lock = self._locks[bank, order_no] = asyncio.Lock()
+            lock = self._locks[key] = asyncio.Lock()
         return lock
 
     # What a driver orders
@@ -153,8 +156,8 @@ class Sender:
 
     async def release(self, bank: str, order_no: str | None, notification_ids: Sequence[str] | None) -> list[Sent]:
         """Send held notifications now, one after another, in the order given or else in their own."""
-        seqs = await self._desk.do(self._held, bank, order_no, notification_ids)
-        return [sent for one in seqs if (sent := await self._send_locked(one))]
+        held = await self._desk.do(self._held, bank, order_no, notification_ids)
+        return [sent for one in held if (sent := await self._send_locked(one))]
 
     def _held(self, bank: str, order_no: str | None, notification_ids: Sequence[str] | None) -> list[Notification]:
         with self._disk.transaction():
@@ -171,7 +174,7 @@ class Sender:
         return [sent for _ in range(times) for one in chosen if (sent := await self._send_locked(one))]
 
     async def _send_locked(self, one: Notification) -> Sent | None:
-        async with self._lock(one.bank, one.order_no):
+        async with self._lock((one.bank, one.order_no)):
             return await self._send(one.seq, only_if_due=False)
 
     # One sending
@@ -219,10 +222,13 @@ class Sender:
 
     async def _post(self, one: Notification) -> int | None:
         """POST one notification; return the status, or None when no answer came in time."""
+        secret = self._config.secrets.get(one.bank)
+        if secret is None:
+            logger.warning("notification_without_secret", bank=one.bank, notification_id=one.notification_id)
+            return None
         url = f"{self._config.forwarder_url}/{one.bank}"
         body = notification_body(one)
-        target = f"POST {urlsplit(url).path}"
-        headers = sign(self._config.secrets[one.bank], target, body, self._clock.now_ms())
+        headers = sign(secret, f"POST {urlsplit(url).path}", body, self._clock.now_ms())
         headers["Content-Type"] = "application/json"
         try:
             async with asyncio.timeout(self._config.timeout_ms / 1000):

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 from pydantic import SecretStr
 from starlette.applications import Starlette
 
@@ -18,6 +20,8 @@ from paycore.simbank.office import Office
 from paycore.simbank.sender import Sender, SenderConfig
 from paycore.simbank.signing import DEFAULT_WINDOW_MS, Verifier
 from paycore.simbank.web import ApiError, error_answer
+
+logger = structlog.get_logger("simbank")
 
 DEFAULT_LADDER_MS = (200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000)
 
@@ -49,10 +53,12 @@ def build(config: BankConfig, disk: Disk, clock: Clock, base_url: str, stopping:
         sender = Sender(disk, bank, desk, clock, sender_config)
         verifier = Verifier(config.secrets, clock, config.window_ms)
         app.state.office = Office(tuple(config.secrets), bank, disk, desk, sender, verifier, stopping)
-        async with _running(sender):
-            yield
-        desk.close()
-        disk.close()
+        try:
+            async with _running(sender):
+                yield
+        finally:
+            desk.close()
+            disk.close()
 
     routes = [*merchant_api.ROUTES, *pages.ROUTES, *driver_api.ROUTES]
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers={ApiError: error_answer})
@@ -61,9 +67,17 @@ def build(config: BankConfig, disk: Disk, clock: Clock, base_url: str, stopping:
 @contextlib.asynccontextmanager
 async def _running(sender: Sender) -> AsyncIterator[None]:
     task = asyncio.create_task(sender.run())
+    task.add_done_callback(_stop_process_if_failed)
     try:
         yield
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+def _stop_process_if_failed(task: asyncio.Task[None]) -> None:
+    """A bank that tells nobody anything is worse than none: end the process as its owner would."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("sender_failed", exc_info=error)
+        signal.raise_signal(signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
@@ -47,3 +48,18 @@ def read_ladder(text: str) -> tuple[int, ...]:
     if not all(delay.isascii() and delay.isdecimal() and len(delay) <= 9 for delay in delays):
         raise SetupError("must be whole milliseconds separated by commas, for example 200,500,1000")
     return tuple(int(delay) for delay in delays)
+
+
+def read_web_url(text: str) -> str:
+    """Check an http or https address. Raises SetupError."""
+    try:
+        parts = urlsplit(text)
+        # Reading the port is what checks it.
+        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or parts.query or parts.fragment or not text.isprintable() or " " in text:
+        raise SetupError(
+            "must be an http or https URL without a query, for example http://127.0.0.1:8082/notifications"
+        )
+    return text.rstrip("/")
