@@ -42,8 +42,8 @@ RETRY_DELAY_SECONDS = 1
 
 # Clients refuse trailing metadata over 8 KiB by default and would then see neither code nor reason, so texts that
 # could repeat a request are cut.
-MAX_TEXT = 300
-MAX_VIOLATIONS = 16
+MAX_TEXT = 160
+MAX_VIOLATIONS_BYTES = 2_000
 
 _INTERNAL_TEXT = "an error inside paycore; its log has the details"
 
@@ -94,7 +94,9 @@ def _details(error: PaycoreError | None) -> list[Message]:
 
 def _bad_request(error: InvalidArgumentError) -> Message:
     bad = error_details_pb2.BadRequest()
-    for field, rule in error.violations[:MAX_VIOLATIONS]:
+    for field, rule in error.violations:
+        if bad.ByteSize() > MAX_VIOLATIONS_BYTES:
+            break
         bad.field_violations.add(field=_cut(field), description=_cut(rule))
     message: Message = bad
     return message

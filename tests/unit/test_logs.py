@@ -1,0 +1,59 @@
+"""Log lines hold no secrets."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import structlog
+from pydantic import SecretStr
+
+from paycore.cli.logs import configure_logs, hide_secrets
+
+SECRET = "s3cret"
+
+VALUES = [
+    {"value": SecretStr(SECRET)},
+    {"value": {"bank_a": SecretStr(SECRET)}},
+    {"value": [SecretStr(SECRET), (SecretStr(SECRET),)]},
+    {"simbank_secrets": {"bank_a": SECRET}},
+    {"headers": {"Authorization": SECRET}},
+    {"api_key": SECRET},
+    {"password": SECRET},
+]
+
+
+@pytest.mark.parametrize("fields", VALUES)
+def test_secret_in_any_place_is_hidden(fields: dict[str, object]) -> None:
+    hidden = hide_secrets(None, "info", {"event": "x", **fields})
+    assert SECRET not in repr(hidden)
+    assert "*****" in repr(hidden)
+
+
+def test_field_that_is_no_secret_stays() -> None:
+    assert hide_secrets(None, "info", {"event": "x", "amount_minor": 5}) == {"event": "x", "amount_minor": 5}
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_line_on_standard_error_holds_the_event_and_no_secret(
+    capsys: pytest.CaptureFixture[str], log_format: str
+) -> None:
+    handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
+    try:
+        configure_logs(log_format, "info")
+        structlog.get_logger().info("hello", secret=SECRET, payment_id=7)
+        structlog.get_logger().debug("not this one")
+        logging.getLogger("grpc").error("from %s", "grpc")
+    finally:
+        structlog.reset_defaults()
+        logging.getLogger().handlers[:], logging.getLogger().level = handlers, level
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == ""
+    assert len(lines) == 2
+    assert "hello" in lines[0]
+    assert "from grpc" in lines[1]
+    assert SECRET not in err
+    if log_format == "json":
+        assert json.loads(lines[0])["payment_id"] == 7
