@@ -227,3 +227,6 @@ def _fail_allocation_after(count: int) -> None:
 
     A negative count ends that. The setting is the process's, not one index's.
     """
+
+def _blocks_held() -> int:
+    """How many blocks of memory all indexes of this process hold. For tests."""

@@ -51,27 +51,42 @@ cdef enum:
 
 # ---- Memory ----------------------------------------------------------------------------------------------
 
-ctypedef void *(*allocate_t)(size_t count, size_t size) noexcept nogil
+# Every block of this module is taken and released here, by a thread that holds the GIL. So a test can make an
+# allocation fail and see that none is lost.
+cdef long long allocations_left = -1   # negative: no bound
+cdef Py_ssize_t blocks_held = 0
 
-# Every allocation of this module goes through here, so that a test can make one fail.
-cdef allocate_t allocate = calloc
-cdef long long allocations_left = 0
 
-
-cdef void *allocate_until_spent(size_t count, size_t size) noexcept nogil:
-    """calloc, until the test's allowance is used up; NULL from then on."""
-    global allocations_left
-    if allocations_left <= 0:
+cdef void *allocate(size_t count, size_t size) noexcept nogil:
+    """Like calloc: zeroed memory, owned by the caller; NULL when there is none, or when a test's allowance is spent."""
+    global allocations_left, blocks_held
+    cdef void *block
+    if allocations_left == 0:
         return NULL
-    allocations_left -= 1
-    return calloc(count, size)
+    block = calloc(count, size)
+    if block != NULL:
+        blocks_held += 1
+        allocations_left -= allocations_left > 0
+    return block
+
+
+cdef void release(void *block) noexcept nogil:
+    """Give back what allocate returned; NULL is allowed."""
+    global blocks_held
+    if block != NULL:
+        blocks_held -= 1
+        free(block)
 
 
 def _fail_allocation_after(long long count):
     """For tests only: let ``count`` more allocations succeed, then fail all; a negative count ends that."""
-    global allocate, allocations_left
-    allocations_left = count
-    allocate = calloc if count < 0 else allocate_until_spent
+    global allocations_left
+    allocations_left = max(count, -1)
+
+
+def _blocks_held():
+    """For tests only: how many blocks of memory this module holds."""
+    return blocks_held
 
 
 # ---- The decision ----------------------------------------------------------------------------------------
@@ -308,14 +323,14 @@ cdef bint table_resize(table_t *table, size_t slots) noexcept nogil:
     for slot in range(table.slots):
         if table.entries[slot].key != 0 and table.entries[slot].key != TOP_BIT:
             table_insert(&fresh, &table.entries[slot])
-    free(table.block)
+    release(table.block)
     table[0] = fresh
     return True
 
 
 cdef void table_free(table_t *table) noexcept nogil:
     """Release the memory; the table is then empty and may be used again."""
-    free(table.block)
+    release(table.block)
     table.block = NULL
     table.entries = NULL
     table.slots = table.live = table.occupied = 0
@@ -341,7 +356,7 @@ cdef bint undo_reserve(undo_log_t *log) noexcept nogil:
         return False
     if log.count:
         memcpy(records, log.records, log.count * sizeof(entry_t))
-    free(log.records)
+    release(log.records)
     log.records = records
     log.capacity = capacity
     return True
@@ -355,7 +370,7 @@ cdef void undo_push(undo_log_t *log, const entry_t *before) noexcept nogil:
 
 cdef void undo_free(undo_log_t *log) noexcept nogil:
     """Release the memory."""
-    free(log.records)
+    release(log.records)
     log.records = NULL
     log.capacity = log.count = 0
 
