@@ -40,6 +40,8 @@ _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    # paycore listens on loopback; a proxy of the environment would look for it elsewhere.
+    ("grpc.enable_http_proxy", 0),
 ]
 
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
