@@ -114,6 +114,12 @@ class Banks:
         found: Mapping[str, Any] = orders[0]
         return found
 
+    def has_told_all(self) -> bool:
+        """Whether every notification of every bank is acknowledged and none will be sent again by itself."""
+        banks = self._json(self._http.get("/books"))["banks"]
+        told = [one for book in banks.values() for order in book["orders"] for one in order["notifications"]]
+        return all(one["acknowledged"] and not one["pending"] for one in told)
+
     def books(self) -> list[BookEntry]:
         """Read the books of all banks, every order in them."""
         banks = self._json(self._http.get("/books"))["banks"]

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from rich import box
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -16,6 +15,7 @@ from paycore.cli.output import amount, visible
 
 _NAME_WIDTH = 22
 _TEXT_WIDTH = 100
+_BOOKS_TITLE = "The banks' own books, read over HTTP\n"
 
 
 class BookLine(NamedTuple):
@@ -55,7 +55,7 @@ class Screen:
         self._console.print()
         self._line(f"{story.name}  ({amount(story.amount_minor, story.currency)})", "bold")
         text = Text(story.happens, style="dim")
-        self._console.print(Padding(text, (0, 0, 0, 2)), width=min(_TEXT_WIDTH, self._console.width))
+        self._console.print(Padding(text, (0, 0, 0, 2), expand=False), width=min(_TEXT_WIDTH, self._console.width))
 
     def fact(self, name: str, expected: str, seen: str) -> None:
         """Tell one fact, and where it is not as expected, what was."""
@@ -72,16 +72,17 @@ class Screen:
 
     def books(self, lines: Iterable[BookLine]) -> None:
         """Print the banks' own books."""
-        table = Table(box=box.SIMPLE_HEAD, title="The banks' own books, read over HTTP", title_justify="left")
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, title=_BOOKS_TITLE, title_justify="left")
         for name in ("story", "bank", "order"):
-            table.add_column(name, no_wrap=True)
+            table.add_column(name, overflow="fold")
         for name in ("captured", "refunded", "kept", "must keep"):
-            table.add_column(name, justify="right", no_wrap=True)
+            table.add_column(name, justify="right", overflow="fold")
+        table.add_column("")
         table.add_column("")
         for line in lines:
             table.add_row(*_book_cells(line))
         self._console.print()
-        self._console.print(table, width=max(self._console.width, _TEXT_WIDTH), soft_wrap=False)
+        self._console.print(table)
 
     def end(self, right: int, stories: int, seconds: float, *, ok: bool) -> None:
         """Tell how it ended."""
@@ -98,13 +99,12 @@ class Screen:
 
 def _book_cells(line: BookLine) -> list[Text]:
     entry, must = line.entry, line.must_keep_minor
-    amounts = (entry.captured_minor, entry.refunded_minor, entry.kept_minor)
-    mark = Text("ok", style="green") if line.ok else Text("WRONG", style="bold red")
+    amounts = (entry.captured_minor, entry.refunded_minor, entry.kept_minor, must)
     return [
         Text(line.story),
         Text(entry.bank),
         Text(visible(entry.order_no)),
-        *(Text(amount(minor, entry.currency)) for minor in amounts),
-        Text("nothing known" if must is None else amount(must, entry.currency)),
-        mark,
+        *(Text("?" if minor is None else amount(minor, entry.currency).rpartition(" ")[0]) for minor in amounts),
+        Text(visible(entry.currency)),
+        Text("ok", style="green") if line.ok else Text("WRONG", style="bold red"),
     ]

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from paycore.client import PaycoreClient
+from paycore.store.schema import migrate
 
 BANKS = ("bank_a", "bank_b", "bank_c")
 
@@ -26,6 +27,11 @@ PAYCORE = (sys.executable, "-P", "-m", "paycore.cli")
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.02
+
+OWN_SETTINGS = frozenset(
+    {"db", "listen", "metrics_listen", "simbank_url", "simbank_accounts", "simbank_secrets", "log_format"}
+)
+"""Settings of the server that the stage decides alone."""
 
 SERVER_SETTINGS: Mapping[str, str] = {
     # Expiry is part of the stories, and nobody wants to wait a minute for it.
@@ -140,7 +146,7 @@ class Stage:
         self.banks = self._banks()
         self.forwarder = self._forwarder()
         self.server = self._server()
-        self.programs = (self.banks, self.forwarder, self.server)
+        self.programs = (self.server, self.banks, self.forwarder)
         self._client: PaycoreClient | None = None
 
     @property
@@ -179,34 +185,19 @@ class Stage:
         self._cleanup.close()
 
     def _start(self, undo: contextlib.ExitStack) -> None:
+        # What `paycore migrate` does; the programs are still to come, so nobody waits for it.
+        migrate(self._db_url)
         for program in self.programs:
             undo.callback(program.wait_ended)
         undo.callback(self._ask_all_to_end)
-        self.banks.launch()
-        self.forwarder.launch()
-        self._migrate()
-        self.server.launch()
+        for program in self.programs:
+            program.launch()
         for program in self.programs:
             program.wait_ready()
 
     def _ask_all_to_end(self) -> None:
         for program in self.programs:
             program.ask_to_end()
-
-    def _migrate(self) -> None:
-        log_file = self.folder / "migrate.log"
-        with log_file.open("wb") as log:
-            ended = subprocess.run(
-                [*PAYCORE, "migrate", "--db", self._db_url],
-                env=_strangers_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                timeout=START_SECONDS,
-                check=False,
-            )
-        if ended.returncode != 0:
-            raise StageError(f"paycore migrate ended with {ended.returncode}\n{log_file.read_text(encoding='utf-8')}")
 
     @property
     def _db_url(self) -> str:
@@ -242,6 +233,11 @@ class Stage:
     def _secrets_environment(self) -> dict[str, str]:
         # By the environment, never by a flag: flags show in ps.
         return {"PAYCORE_SIMBANK_SECRETS": json.dumps(self.secrets)}
+
+    def check_alive(self) -> None:
+        """Raise StageError when one of the processes has ended by itself."""
+        for program in self.programs:
+            program.check_alive()
 
     def kill_server(self) -> None:
         """End the server with kill -9."""

@@ -45,7 +45,7 @@ def pay_after_close(scene: Scene) -> None:
 
 def pay_after_expiry(scene: Scene) -> None:
     """The validity passes before the user pays."""
-    page = scene.pay("bank_b", validity_ms=1_000)
+    page = scene.pay("bank_b", validity_ms=2_000)
     scene.wait_for_expiry()
     scene.banks.pay(page, take_after_expiry=True)
     scene.see(BANK_B_S_WORD, scene.judged)
@@ -155,7 +155,7 @@ STORIES = (
     ),
     Story(
         name="c2: paid after expiry",
-        happens="The payment was valid for one second; the user pays later. It goes back.",
+        happens="The payment was valid for two seconds; the user pays later. It goes back.",
         amount_minor=1_999,
         currency="CNY",
         expected={
