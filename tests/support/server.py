@@ -11,7 +11,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self, cast
+
+import grpc
+from grpc_health.v1 import health_pb2
 
 from paycore.store.schema import migrate
 
@@ -26,6 +29,21 @@ def clean_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a stranger, plus what is given: no PAYCORE_ setting of the caller's leaks in."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PAYCORE_")}
     return {**kept, "PYTHONWARNINGS": "error", **(env or {})}
+
+
+def check_health(address: str, service: str = "") -> str:
+    """Ask a server's health; return SERVING, NOT_SERVING, or the name of the gRPC code that it answers."""
+    with grpc.insecure_channel(address) as channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            health_pb2.HealthCheckRequest.SerializeToString,
+            health_pb2.HealthCheckResponse.FromString,
+        )
+        try:
+            answer = check(health_pb2.HealthCheckRequest(service=service), timeout=20)
+        except grpc.RpcError as error:
+            return cast(grpc.Call, error).code().name
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
 class ServerProcess:
@@ -45,7 +63,6 @@ class ServerProcess:
         self.log_path = db_path.with_name(f"{db_path.name}.log")
         self._ready_path = db_path.with_name(f"{db_path.name}.{id(self):x}.ready.json")
         self._process: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -68,17 +85,12 @@ class ServerProcess:
         if not self.db_path.exists():
             migrate(self.url)
         self._ready_path.unlink(missing_ok=True)
-        self._close_log()
-        self._log = self.log_path.open("ab")
         command = [str(PAYCORE), "serve", "--db", self.url, "--listen", self.address]
         command += ["--metrics-listen", self.metrics_address, "--ready-file", str(self._ready_path), *self.arguments]
-        self._process = subprocess.Popen(
-            command,
-            env=clean_environment(self.env),
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-        )
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, env=clean_environment(self.env), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
 
     def start(self) -> Self:
         """Start the process and wait until it serves. Fails with its log when it ends instead."""
@@ -127,11 +139,6 @@ class ServerProcess:
         """Everything that the process and its predecessors on this database wrote."""
         return self.log_path.read_text(encoding="utf-8", errors="replace") if self.log_path.exists() else ""
 
-    def _close_log(self) -> None:
-        if self._log is not None:
-            self._log.close()
-            self._log = None
-
     def __enter__(self) -> Self:
         return self.start()
 
@@ -139,4 +146,3 @@ class ServerProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
-        self._close_log()
