@@ -4,6 +4,8 @@ INVALID is only for what cannot be evidence at all; a gateway must never acknowl
 that might be true some day, unknown names and foreign numbers included, goes on to be judged.
 """
 
+import re
+
 from paycore.domain.errors import FieldViolation, InvalidArgumentError
 from paycore.domain.notification import Notification, Verdict
 from paycore.domain.texts import broken_evidence_rule
@@ -22,6 +24,9 @@ _TEXT_LIMITS = {
 }
 
 _RESULTS = frozenset(ChannelResult)
+
+# NUL as JSON writes it: an escape, unless its backslash is itself escaped.
+_JSON_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def violations(notification: Notification) -> list[FieldViolation]:
@@ -44,7 +49,7 @@ def violations(notification: Notification) -> list[FieldViolation]:
         found.append(FieldViolation("raw", f"must have at most {MAX_RAW_BYTES} bytes"))
     if len(notification.headers.encode()) > MAX_HEADERS_BYTES:
         found.append(FieldViolation("headers", f"must have at most {MAX_HEADERS_BYTES} bytes in all"))
-    elif "\\u0000" in notification.headers:
+    elif _JSON_NUL.search(notification.headers):
         found.append(FieldViolation("headers", "must not contain NUL"))
     return found
 
