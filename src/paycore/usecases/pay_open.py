@@ -69,9 +69,11 @@ class OpenAttempt:
             return Opened(Step.PAID, record, None)
         self._refuse_unpayable(record, transaction.stamp.recorded_at_ms)
         same_way = self._live_same_way(record)
+        if same_way is None or same_way.state != AttemptState.OPEN:
+            # Whatever would make the channel open something, a page that was never opened included.
+            self._refuse_beside_unknown_charge(record, same_way)
         if same_way is not None:
             return self._take_up(transaction, record, same_way)
-        self._refuse_beside_unknown_charge(record)
         return Opened(Step.CREATE, record, self._insert_attempt(transaction, record))
 
     def committed(self, index: Index) -> None:
@@ -151,10 +153,10 @@ class OpenAttempt:
             record.attempts[attempt.attempt] = taken
         return Opened(step, record, taken)
 
-    def _refuse_beside_unknown_charge(self, record: PaymentRecord) -> None:
+    def _refuse_beside_unknown_charge(self, record: PaymentRecord, asked_for: ChannelOrderRow | None) -> None:
         # R6: money that a synchronous charge may have taken must be known before more is asked for.
         for row in record.live_attempts():
-            if row.method == PayMethod.CHARGE:
+            if row.method == PayMethod.CHARGE and row is not asked_for:
                 raise PreconditionError(
                     "CHARGE_UNKNOWN",
                     f"the charge of attempt {row.attempt} has no final word yet; ask Query, or call Pay for it again",

@@ -1,0 +1,32 @@
+"""Fixtures that several integration tests share: banks that run once a worker, and a fresh paycore beside them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.bank import Street, Town, a_town
+from tests.support.simbank import Driver, Receiver, bank_process
+
+
+@pytest.fixture(scope="session")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
+    """The banks' process, who receives its notifications, and who drives it."""
+    receiver = Receiver()
+    try:
+        with (
+            bank_process(tmp_path_factory.mktemp("street"), f"{receiver.url}/notifications") as bank,
+            Driver(bank.url) as driver,
+        ):
+            yield Street(bank, driver, receiver)
+    finally:
+        receiver.close()
+
+
+@pytest.fixture
+async def town(street: Street, tmp_path: Path) -> AsyncIterator[Town]:
+    """A core on a fresh database beside the banks."""
+    async with a_town(tmp_path, street) as town:
+        yield town
