@@ -63,9 +63,12 @@ def demo(
 ) -> None:
     """Watch payments go wrong in every way, and the surplus go back by itself.
 
-    A user pays one order at two banks, pays after it was closed, pays twice on one page; a bank repeats itself, is
-    late, tells a wrong amount; the server is killed. Each story tells what must come of it and what did. It ends with
-    the banks' own books: what they keep must be exactly what was to be paid.
+    A user pays one order at two banks, pays after it was closed, pays twice
+    on one page; a bank repeats itself, is late, tells a wrong amount; the
+    server is killed. Each story tells what must come of it and what did.
+
+    It ends with the banks' own books: what they keep must be exactly what
+    must be kept.
     """
     settings = _settings(server_setting or [])
     home = _home(folder)

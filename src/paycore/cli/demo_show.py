@@ -86,6 +86,7 @@ class Screen:
 
     def end(self, right: int, stories: int, seconds: float, *, ok: bool) -> None:
         """Tell how it ended."""
+        self._console.print()
         if ok:
             self._line(
                 f"All {stories} stories ended as they must, and so did the books: {seconds:.1f} s.", "bold green"
