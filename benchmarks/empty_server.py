@@ -1,0 +1,65 @@
+"""The baseline of the Notify benchmark: a grpc.aio server whose one handler does nothing.
+
+Bytes in, the same bytes out for every call; no message is parsed or built. Path, options and event loop are those of
+``paycore serve``. A process of its own: ``python -m benchmarks.empty_server READY_FILE``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from paycore.v1 import payment_pb2, payment_service_pb2
+
+SERVICE = payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"].full_name
+METHOD = f"/{SERVICE}/Notify"
+MAX_MESSAGE_BYTES = 1_048_576
+
+ANSWER = payment_service_pb2.NotifyResponse(
+    outcome=payment_pb2.NOTIFY_OUTCOME_ACCEPTED, payment_id=253_000_000_000_000_000, attempt=2
+).SerializeToString()
+"""As large as the answer to a first notification."""
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """The event loop that ``paycore serve`` takes."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+async def answer(data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+    """Do nothing."""
+    del data, context
+    return ANSWER
+
+
+async def serve(ready_file: Path) -> None:
+    """Serve on a free port of loopback until SIGTERM."""
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    server = grpc.aio.server(options=(("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)))
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {"Notify": grpc.unary_unary_rpc_method_handler(answer)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    unfinished = ready_file.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps({"address": f"127.0.0.1:{port}", "pid": os.getpid()}), encoding="utf-8")
+    unfinished.replace(ready_file)
+    await stopping.wait()
+    await server.stop(None)
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(serve(Path(sys.argv[1])))
