@@ -209,18 +209,13 @@ class Bank:
     def books(self, banks: Iterable[str], order_no: str | None) -> Json:
         """Return the books, of one order number or of all."""
         with self._disk.transaction():
-            return {
-                "banks": {
-                    bank: {
-                        "orders": [
-                            self._audited(order)
-                            for order in self._disk.orders(bank)
-                            if order_no in {None, order.order_no}
-                        ]
-                    }
-                    for bank in banks
-                }
-            }
+            return {"banks": {bank: {"orders": self._audited_orders(bank, order_no)} for bank in banks}}
+
+    def _audited_orders(self, bank: str, order_no: str | None) -> list[Json]:
+        if order_no is None:
+            return [self._audited(order) for order in self._disk.orders(bank)]
+        order = self._disk.order(bank, order_no)
+        return [self._audited(order)] if order else []
 
     def _audited(self, order: Order) -> Json:
         captures = self._disk.captures(order.bank, order.order_no)

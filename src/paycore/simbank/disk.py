@@ -89,7 +89,10 @@ class Disk:
         """Open or create the books. Raises DiskError."""
         try:
             self._connection = sqlite3.connect(path, timeout=1, isolation_level=None, check_same_thread=False)
-            self._prepare(path)
+            with contextlib.ExitStack() as undo:
+                undo.callback(self._connection.close)
+                self._prepare(path)
+                undo.pop_all()
         except sqlite3.Error as error:
             busy = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
             why = "they are in use by another process" if busy else str(error)
@@ -214,10 +217,10 @@ class Disk:
         """Return when something falls due next after now; None when nothing does."""
         (due,) = self._connection.execute(
             """SELECT min(due) FROM (
-                SELECT min(settle_at_ms) AS due FROM book_order WHERE settle_at_ms > ?1
-                UNION ALL SELECT min(settle_at_ms) FROM refund WHERE settle_at_ms > ?1
-                UNION ALL SELECT min(due_at_ms) FROM notification WHERE due_at_ms > ?1 AND held = 0)""",
-            (now_ms,),
+                SELECT min(settle_at_ms) AS due FROM book_order WHERE settle_at_ms > :now_ms
+                UNION ALL SELECT min(settle_at_ms) FROM refund WHERE settle_at_ms > :now_ms
+                UNION ALL SELECT min(due_at_ms) FROM notification WHERE due_at_ms > :now_ms AND held = 0)""",
+            {"now_ms": now_ms},
         ).fetchone()
         return due if isinstance(due, int) else None
 
@@ -238,12 +241,16 @@ class Disk:
         row = self._connection.execute("SELECT * FROM notification WHERE seq = ?", (seq,)).fetchone()
         return Notification(*row) if row else None
 
-    def notifications(self, bank: str, order_no: str | None) -> list[Notification]:
-        """Return the notifications of a bank or of one of its orders, oldest first."""
+    def notifications(self, bank: str, order_no: str) -> list[Notification]:
+        """Return the notifications of an order, oldest first."""
         rows = self._connection.execute(
-            "SELECT * FROM notification WHERE bank = ?1 AND (?2 IS NULL OR order_no = ?2) ORDER BY seq",
-            (bank, order_no),
+            "SELECT * FROM notification WHERE bank = ? AND order_no = ? ORDER BY seq", (bank, order_no)
         )
+        return [Notification(*row) for row in rows]
+
+    def held_notifications(self, bank: str) -> list[Notification]:
+        """Return the notifications of a bank that wait for their release, oldest first."""
+        rows = self._connection.execute("SELECT * FROM notification WHERE bank = ? AND held = 1 ORDER BY seq", (bank,))
         return [Notification(*row) for row in rows]
 
     def put_notification(self, one: Notification) -> None:
@@ -271,8 +278,9 @@ class Disk:
     def fault_box(self, bank: str, order_no: str, subject: str | None, once: Iterable[Fault] = ()) -> FaultBox:
         """Return the faults that hold for an order. Hand it to ``count_down`` in the same transaction."""
         rows = self._connection.execute(
-            "SELECT * FROM planted_fault WHERE bank = ?1 AND (order_no = ?2 OR subject = ?3) ORDER BY planted_id",
-            (bank, order_no, subject),
+            "SELECT * FROM planted_fault WHERE bank = ? AND order_no = ?"
+            " UNION ALL SELECT * FROM planted_fault WHERE bank = ? AND subject = ?",
+            (bank, order_no, bank, subject),
         )
         return FaultBox([_planted(row) for row in rows], order_no, subject, once)
 

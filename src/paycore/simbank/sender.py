@@ -163,7 +163,8 @@ class Sender:
         with self._disk.transaction():
             if order_no is None and notification_ids is None:
                 self._disk.end_hold(bank)
-            held = {one.notification_id: one for one in self._disk.notifications(bank, order_no) if one.held}
+            waiting = self._disk.held_notifications(bank)
+        held = {one.notification_id: one for one in waiting if order_no in {None, one.order_no}}
         chosen = held if notification_ids is None else notification_ids
         return [held[number] for number in chosen if number in held]
 
