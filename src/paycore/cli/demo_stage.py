@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from paycore.client import PaycoreClient
+from paycore.store.engine import DatabaseRefusedError
 from paycore.store.schema import migrate
 
 BANKS = ("bank_a", "bank_b", "bank_c")
@@ -185,8 +186,11 @@ class Stage:
         self._cleanup.close()
 
     def _start(self, undo: contextlib.ExitStack) -> None:
-        # What `paycore migrate` does; the programs are still to come, so nobody waits for it.
-        migrate(self._db_url)
+        try:
+            # What `paycore migrate` does, without waiting for one process more.
+            migrate(self._db_url)
+        except DatabaseRefusedError as error:
+            raise StageError(str(error)) from None
         for program in self.programs:
             undo.callback(program.wait_ended)
         undo.callback(self._ask_all_to_end)
