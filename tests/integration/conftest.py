@@ -30,3 +30,10 @@ async def town(street: Street, tmp_path: Path) -> AsyncIterator[Town]:
     """A core on a fresh database beside the banks."""
     async with a_town(tmp_path, street) as town:
         yield town
+
+
+@pytest.fixture
+async def patient_town(street: Street, tmp_path: Path) -> AsyncIterator[Town]:
+    """The same with an adapter that waits as long as a test needs to do something meanwhile."""
+    async with a_town(tmp_path, street, timeout_ms=15_000) as town:
+        yield town

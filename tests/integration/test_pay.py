@@ -312,16 +312,18 @@ async def test_pay_at_its_deadline_answers_wait_and_the_next_call_finds_the_page
     assert (await town.core.pay(command)).next_action == NextAction.REDIRECT
 
 
-async def test_pay_whose_payment_is_paid_meanwhile_hands_out_no_page(town: Town) -> None:
+async def test_pay_whose_payment_is_paid_meanwhile_hands_out_no_page(patient_town: Town) -> None:
+    town = patient_town
     command = town.order()
     payment_id = (await town.core.pay(command)).payment.payment_id
-    town.plant(command, bank="bank_b", answer_delay_ms={"create": 300})
+    town.plant(command, bank="bank_b", answer_delay_ms={"create": 1_500})
     opening = asyncio.create_task(town.core.pay(command._replace(account="bank_b")))
     async with asyncio.timeout(10):
         while len(town.core.snapshot()["channel_order"]) < 2:
             await asyncio.sleep(0.005)
     town.user_pays(payment_id)
     await town.hand_on(payment_id)
+    assert not opening.done()
     result = await opening
     assert (result.state, result.next_action) == (PaymentState.PAID, NextAction.NONE)
 

@@ -20,7 +20,7 @@ from tests.support.clock import ShiftedClock
 from tests.support.core import CHANNEL, Core, fresh_database, pay_command
 from tests.support.simbank import Driver, Received, Receiver, Running, adapter
 
-CHANNEL_TIMEOUT_MS = 400
+CHANNEL_TIMEOUT_MS = 700
 LEASE_MS = 60_000
 
 _numbers = itertools.count(1)
@@ -101,12 +101,14 @@ def as_notification(received: Received, now_ms: int) -> Notification:
 
 
 @asynccontextmanager
-async def a_town(folder: Path, street: Street, **settings: Any) -> AsyncIterator[Town]:
-    """A fresh database and a core whose adapter waits at most CHANNEL_TIMEOUT_MS for a bank."""
+async def a_town(
+    folder: Path, street: Street, *, timeout_ms: int = CHANNEL_TIMEOUT_MS, **settings: Any
+) -> AsyncIterator[Town]:
+    """A core, on a fresh database unless the folder has one. timeout_ms: how long its adapter waits for a bank."""
     clock, path = ShiftedClock(), folder / "paycore.db"
     if not path.exists():
         fresh_database(path)
-    channel = adapter(street.bank.url, CHANNEL_TIMEOUT_MS)
+    channel = adapter(street.bank.url, timeout_ms)
     with Core(path, clock=clock, channels={CHANNEL: channel}, **{"lease_ms": LEASE_MS, **settings}) as core:
         try:
             yield Town(core, clock, street.driver, street.receiver)
