@@ -191,6 +191,7 @@ def _is_alive(pid: int) -> bool:
     ("arguments", "said"),
     [
         (("--folder", "."), "--folder .: must be new or empty"),
+        (("--folder", "what?"), "--folder what?: must have no ?"),
         (("--server-setting", "db=sqlite:///mine.db"), "--server-setting db=sqlite:///mine.db: must be NAME=VALUE"),
         (("--server-setting", "refund_interval_ms"), "NAME one of"),
     ],

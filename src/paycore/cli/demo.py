@@ -121,6 +121,8 @@ def _settings(texts: Iterable[str]) -> dict[str, str]:
 def _home(folder: Path | None) -> Path:
     if folder is None:
         return Path(tempfile.mkdtemp(prefix="paycore-demo-"))
+    if "?" in str(folder.resolve()):
+        fail(f"--folder {folder}: must have no ? in its path, which ends the path in a database's URL", USAGE)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         empty = not any(folder.iterdir())
