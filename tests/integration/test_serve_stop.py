@@ -7,7 +7,9 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -15,10 +17,10 @@ from grpc_health.v1 import health_pb2
 
 from paycore.client import PaycoreClient, PaycoreRpcError
 from paycore.client.aio import AsyncPaycoreClient
-from paycore.v1 import payment_pb2
+from paycore.v1 import payment_pb2, payment_service_pb2
 from tests.support.facts import AMOUNT_MINOR, CURRENCY, now_ms, put_payments, select
 from tests.support.server import ServerProcess, check_health
-from tests.support.simbank import SECRETS
+from tests.support.simbank import SECRETS, wait_for
 
 CALLERS = 40
 PAYMENTS = 4_000
@@ -35,6 +37,25 @@ SIMBANK = {
 def server(tmp_path: Path) -> Iterator[ServerProcess]:
     with ServerProcess(tmp_path / "paycore.db", env=SIMBANK) as process:
         yield process
+
+
+def word_of(number: str) -> dict[str, Any]:
+    """A success of a payment that put_payments wrote."""
+    return {
+        "channel": "simbank",
+        "account": "bank_a",
+        "channel_order_no": number,
+        "result": payment_pb2.CHANNEL_RESULT_SUCCESS,
+        "amount_minor": AMOUNT_MINOR,
+        "currency": CURRENCY,
+        "channel_trade_no": f"T-{number}",
+        "paid_at_ms": now_ms(),
+    }
+
+
+def notify(address: str, number: str) -> payment_service_pb2.NotifyResponse:
+    with PaycoreClient(address) as client:
+        return client.notify(**word_of(number))
 
 
 class Load:
@@ -54,16 +75,7 @@ class Load:
         while self._waiting:
             number = self._waiting.pop()
             try:
-                response = await client.notify(
-                    channel="simbank",
-                    account="bank_a",
-                    channel_order_no=number,
-                    result=payment_pb2.CHANNEL_RESULT_SUCCESS,
-                    amount_minor=AMOUNT_MINOR,
-                    currency=CURRENCY,
-                    channel_trade_no=f"T-{number}",
-                    paid_at_ms=now_ms(),
-                )
+                response = await client.notify(**word_of(number))
             except PaycoreRpcError as error:
                 self.refused[error.code.name] += 1
                 return
@@ -97,7 +109,29 @@ async def test_sigterm_under_load_loses_no_acknowledged_notification_and_answers
     assert len(load.accepted) < PAYMENTS, "the server was not stopped under load"
     assert sum(load.refused.values()) == CALLERS
     assert set(load.refused) <= {"UNAVAILABLE", "CANCELLED"}
-    assert set(load.accepted) <= paid_numbers(server)
+    # Calls that were taken in were answered, so nothing is committed that its caller was not told of.
+    assert set(load.accepted) == paid_numbers(server)
+
+
+def test_sigterm_between_commit_and_answer_still_answers_the_caller(tmp_path: Path) -> None:
+    place = "writer.before_answer"
+    reached, go = tmp_path / f"{place}.reached", tmp_path / f"{place}.go"
+    go.touch()
+    env = {**SIMBANK, "PAYCORE_FAILPOINTS": f"{place}=pause:{tmp_path}"}
+    with ServerProcess(tmp_path / "paycore.db", env=env) as server, ThreadPoolExecutor(1) as caller:
+        (number,) = put_payments(server.db_path, 1)
+        go.unlink()
+        answer = caller.submit(notify, server.address, number)
+        try:
+            wait_for(lambda: paid_numbers(server) == {number}, "the outcome is committed")
+            wait_for(reached.exists, "the writer stands before the answer")
+            assert not answer.done()
+            server.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: '"stopping"' in server.log(), "the server is stopping")
+        finally:
+            go.touch()
+        assert answer.result(ANSWER_SECONDS).outcome == payment_pb2.NOTIFY_OUTCOME_ACCEPTED
+        assert server.wait() == 0
 
 
 async def test_kill_under_load_loses_no_acknowledged_notification(server: ServerProcess) -> None:
@@ -144,18 +178,8 @@ def test_restarted_server_serves_the_same_address_and_remembers(server: ServerPr
     (number,) = put_payments(server.db_path, 1)
 
     def word() -> tuple[int, bool]:
-        with PaycoreClient(server.address) as client:
-            response = client.notify(
-                channel="simbank",
-                account="bank_a",
-                channel_order_no=number,
-                result=payment_pb2.CHANNEL_RESULT_SUCCESS,
-                amount_minor=AMOUNT_MINOR,
-                currency=CURRENCY,
-                channel_trade_no="T-1",
-                paid_at_ms=now_ms(),
-            )
-            return response.outcome, response.replayed
+        response = notify(server.address, number)
+        return response.outcome, response.replayed
 
     address = server.address
     assert word() == (payment_pb2.NOTIFY_OUTCOME_ACCEPTED, False)

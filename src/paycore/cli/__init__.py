@@ -22,6 +22,24 @@ Settings are flags or environment variables (PAYCORE_...); each command's --help
 Exit codes: 0 done, 1 refused, 2 wrong usage, 3 not reachable or not able now.
 """
 
+SIMBANK_EPILOG = """
+Example:
+
+  export PAYCORE_SIMBANK_SECRETS='{"bank_a": "a secret of bank a", "bank_b": "a secret of bank b"}'
+
+  paycore simbank --books books.db
+
+Next, with the same secrets: paycore forwarder
+"""
+
+FORWARDER_EPILOG = """
+Example:
+
+  paycore forwarder --server 127.0.0.1:50051
+
+It needs PAYCORE_SIMBANK_SECRETS as the banks have it. Next: paycore serve --simbank-url http://127.0.0.1:8081
+"""
+
 app = typer.Typer(
     help="A payment core: every order is charged exactly once or not at all, and any surplus goes back by itself.",
     epilog=EPILOG,
@@ -54,8 +72,8 @@ app.command(epilog=pay.EPILOG)(pay.pay)
 app.command(epilog=notify.EPILOG)(notify.notify)
 app.command(epilog=query.EPILOG)(query.query)
 app.command(epilog=close.EPILOG)(close.close)
-app.command()(simbank.simbank)
-app.command()(simbank.forwarder)
+app.command(epilog=SIMBANK_EPILOG)(simbank.simbank)
+app.command(epilog=FORWARDER_EPILOG)(simbank.forwarder)
 
 
 def main() -> None:

@@ -13,8 +13,9 @@ DEFAULT_TIMEOUT_MS = 35_000
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # A server that comes back is found at once: the default waits up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Despite its name, how long one try to connect may take; a busy server needs more than the waits above.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     # paycore listens on loopback; a proxy of the environment would look for it elsewhere.
     ("grpc.enable_http_proxy", 0),
 )
