@@ -24,7 +24,8 @@ from paycore.store import engine
 from paycore.usecases.close import InsertClosed
 from paycore.usecases.pay_open import OpenAttempt
 from tests.support.clock import ShiftedClock
-from tests.support.core import LIMITS, Core, pay_command, read_all
+from tests.support.core import CHANNEL, LIMITS, Core, pay_command, read_all
+from tests.support.simbank import adapter
 from tests.support.units import Load
 
 REPOSITORY = Path(__file__).parents[2]
@@ -42,10 +43,12 @@ SECONDS = 20.0
 class Racer:
     """One process with a writer of its own on the database. Its index starts cold.
 
-    failpoints: name -> action, in place of the pause there; ``name*N`` for the N-th passage.
+    bank_url: where its banks are; none without. failpoints: name -> action, in place of the pause there;
+    ``name*N`` for the N-th passage.
     """
 
-    def __init__(self, db_path: Path, folder: Path, **failpoints: str) -> None:
+    def __init__(self, db_path: Path, folder: Path, *, bank_url: str = "", **failpoints: str) -> None:
+        self._bank_url = bank_url
         self._db_path = db_path
         self._folder = folder
         self._failpoints = failpoints
@@ -66,6 +69,7 @@ class Racer:
             "-m",
             "tests.support.racers",
             str(self._db_path),
+            self._bank_url,
             cwd=REPOSITORY,
             env={**os.environ, "PAYCORE_FAILPOINTS": armed},
             stdin=asyncio.subprocess.PIPE,
@@ -155,10 +159,11 @@ def payment_rows(db_path: Path, payment_id: int) -> dict[str, list[Any]]:
 class _Process:
     """The racer's own side."""
 
-    def __init__(self, db_path: Path) -> None:
+    def __init__(self, db_path: Path, bank_url: str) -> None:
         # A second process waits for the lock in steps that a test can afford.
         engine.BUSY_TIMEOUT_MS = 100
-        self.core = Core(db_path, clock=ShiftedClock())
+        channels = {CHANNEL: adapter(bank_url, 5_000)} if bank_url else {}
+        self.core = Core(db_path, clock=ShiftedClock(), channels=channels)
 
     async def serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -196,6 +201,11 @@ class _Process:
         verdict = await self.core.notify(self.core.failure(payment_id, attempt))
         return [verdict.outcome.name, verdict.replayed]
 
+    async def do_refund(self) -> str:
+        """Make one pass of the refunder."""
+        await self.core.refunder.run_once()
+        return "passed"
+
     async def do_make(self, attempts: list[str], ended: list[int]) -> int:
         """Return the id of a new payment whose attempts named in ``ended`` are finally unpaid."""
         return await self.core.make_payment(*attempts, states=dict.fromkeys(ended, AttemptState.CLOSED))
@@ -231,4 +241,4 @@ if __name__ == "__main__":
     structlog.configure(
         logger_factory=structlog.WriteLoggerFactory(sys.stderr), wrapper_class=structlog.make_filtering_bound_logger(50)
     )
-    asyncio.run(_Process(Path(sys.argv[1])).serve())
+    asyncio.run(_Process(Path(sys.argv[1]), sys.argv[2]).serve())

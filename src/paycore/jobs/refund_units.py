@@ -20,9 +20,16 @@ class DeriveOwed(UnindexedUnit):
 
     def apply(self, transaction: WriteTransaction) -> list[RefundIntent]:
         """Write the intents; the derived numbers make a repetition harmless."""
-        records = transaction.load_records(transaction.payments_owing_refunds(self._limit))
+        owing = set(transaction.excess_owing_refunds(self._limit))
+        records = transaction.load_records(capture.payment_id for capture in owing)
         intents = [
-            intent for record in records.values() for intent in derive_refunds(record, record.excess, transaction.stamp)
+            intent
+            for payment_id, record in records.items()
+            for intent in derive_refunds(
+                record,
+                [row for row in record.excess if (payment_id, row.attempt, row.channel_trade_no) in owing],
+                transaction.stamp,
+            )
         ]
         if intents:
             transaction.insert_refunds(*split_intents(intents))

@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, exists
 
 from paycore.domain.verdicts import AttemptState
 from paycore.store import tables
-from paycore.store.protocol import REFUND_UNFINISHED, Backlog, DueRefund
+from paycore.store.protocol import REFUND_UNFINISHED, Backlog, CaptureKey, DueRefund
 from paycore.store.rows import (
     ChannelOrderRow,
     ExcessRow,
@@ -98,19 +98,18 @@ def _refunded(excess: Table) -> ColumnElement[bool]:
     )
 
 
-def payments_owing_refunds(connection: Connection, limit: int) -> list[int]:
-    """Payments with an outcome and an excess capture, other than the kept one, that has no refund."""
+def excess_owing_refunds(connection: Connection, limit: int) -> list[CaptureKey]:
+    """Excess captures of payments with an outcome, other than the kept one, that have no refund."""
     excess, outcome = tables.excess_payment, tables.payment_outcome
     kept = and_(outcome.c.attempt == excess.c.attempt, outcome.c.channel_trade_no == excess.c.channel_trade_no)
     statement = (
-        select(excess.c.payment_id)
+        select(*excess.primary_key.columns)
         .join(outcome, outcome.c.payment_id == excess.c.payment_id)
         .where(~kept, ~_refunded(excess))
-        .distinct()
-        .order_by(excess.c.payment_id)
+        .order_by(*excess.primary_key.columns)
         .limit(limit)
     )
-    return list(connection.execute(statement).scalars())
+    return [CaptureKey(*row) for row in connection.execute(statement)]
 
 
 def expired_with_excess(connection: Connection, expired_before_ms: int, limit: int) -> list[int]:

@@ -59,6 +59,14 @@ class FailureNote(NamedTuple):
     ends: bool
 
 
+class CaptureKey(NamedTuple):
+    """Which capture: money that a channel took."""
+
+    payment_id: int
+    attempt: int
+    channel_trade_no: str
+
+
 class Backlog(NamedTuple):
     """What is waiting, for the gauges. oldest_refund_at_ms: None when every refund is finished."""
 
@@ -123,8 +131,8 @@ class WriteTransaction(Protocol):
         """Insert evidence, or count its arrival and open it where the same evidence is there."""
         ...
 
-    def payments_owing_refunds(self, limit: int) -> list[int]:
-        """Payments with an outcome and an excess capture that has no refund."""
+    def excess_owing_refunds(self, limit: int) -> list[CaptureKey]:
+        """Excess captures of payments with an outcome, other than the kept one, that have no refund."""
         ...
 
     def expired_with_excess(self, expired_before_ms: int, limit: int) -> list[int]:

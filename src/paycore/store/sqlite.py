@@ -33,6 +33,7 @@ from paycore.store import lookups, tables
 from paycore.store.engine import DatabaseRefusedError, SqliteFile
 from paycore.store.protocol import (
     Backlog,
+    CaptureKey,
     CommitUnknownError,
     DueRefund,
     FailureNote,
@@ -225,8 +226,8 @@ class SqliteTransaction:
     def put_quarantine(self, rows: Sequence[QuarantineRow]) -> None:
         self._connection.execute(_PUT_QUARANTINE, [row._asdict() for row in rows])
 
-    def payments_owing_refunds(self, limit: int) -> list[int]:
-        return lookups.payments_owing_refunds(self._connection, limit)
+    def excess_owing_refunds(self, limit: int) -> list[CaptureKey]:
+        return lookups.excess_owing_refunds(self._connection, limit)
 
     def expired_with_excess(self, expired_before_ms: int, limit: int) -> list[int]:
         return lookups.expired_with_excess(self._connection, expired_before_ms, limit)
