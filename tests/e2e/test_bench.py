@@ -1,0 +1,126 @@
+"""The benchmarks run, with tiny counts, and tell what they promise to. How fast anything is, no test says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.notify_bench import Counted, CountError
+from benchmarks.notify_cases import Bodies, Case
+from paycore.domain.verdicts import NotifyOutcome
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 300
+
+NOTIFY_KEYS = {"benchmark", "machine", "count", "runs", "rate", "baseline_rate", "limit_rate", "ratio", "p50_ms"}
+NOTIFY_ROWS = [
+    "empty handler",
+    "first notifications",
+    "replays",
+    "first notifications, cold",
+    "unknown orders",
+    "bare store, full groups",
+    "bare store",
+]
+INDEX_ROWS = [
+    "dict of tuples, one a call",
+    "index, one a call",
+    "index, 1,000 a call",
+    "bare C loop",
+    "bare C loop, prefetching",
+]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the benchmarks as `make bench` does."""
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, timeout=SECONDS, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def run_json(*arguments: str) -> dict[str, Any]:
+    ended = run(*arguments, "--json")
+    assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-4000:]
+    told: dict[str, Any] = json.loads(ended.stdout)
+    return told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("load", "count"), [("h2load", 2_000), ("grpc", 500)])
+def test_notify_bench_with_tiny_counts_gives_every_row(load: str, count: int, tmp_path: Path) -> None:
+    if load == "h2load" and shutil.which("h2load") is None:
+        pytest.skip("h2load is not installed (Debian: nghttp2-client)")
+    told = run_json("notify", "--count", str(count), "--runs", "1", "--load", load, "--folder", str(tmp_path))
+    assert told.keys() >= NOTIFY_KEYS | {"p99_ms"}
+    assert (told["benchmark"], told["count"], told["runs"]) == ("notify", count, 1)
+    assert load in told["machine"]["load"]
+    assert [row["name"] for row in told["results"]] == NOTIFY_ROWS
+    assert all(row["rate"] > 0 and row["ratio"] > 0 and row["meaning"] for row in told["results"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_notify_bench_without_json_prints_what_each_row_measures(tmp_path: Path) -> None:
+    ended = run("notify", "--count", "200", "--runs", "1", "--load", "grpc", "--folder", str(tmp_path))
+    assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-4000:]
+    for name in NOTIFY_ROWS:
+        assert f"\n{name}: " in ended.stdout
+    for fact in ("cpu", "system", "python", "grpcio", "sqlite", "fsync", "load", "cores"):
+        assert f" {fact} " in ended.stdout
+
+
+@pytest.mark.slow
+def test_index_bench_with_tiny_counts_gives_every_row() -> None:
+    told = run_json("index", "--count", "1000", "--checks", "2000", "--rounds", "5")
+    assert (told["benchmark"], told["payments"]) == ("index", 1_000)
+    assert "cpu" in told["machine"]
+    assert [row["name"] for row in told["results"]] == INDEX_ROWS
+    assert all(row["ns_per_check"] > 0 for row in told["results"])
+
+
+NONE_WRITTEN = {"payment_outcome": 0, "quarantine": 0, "excess_payment": 0, "refund": 0}
+BEFORE = Counted({("ACCEPTED", "false"): 5.0}, commits=1, cpu_seconds=None, rows={**NONE_WRITTEN, "payment_outcome": 5})
+
+
+def case(*, replayed: bool, table: str | None) -> Case:
+    """Three notifications that should become ACCEPTED."""
+    return Case("three", "", Bodies(Path("unused"), 1, 3), NotifyOutcome.ACCEPTED, replayed, table)
+
+
+def after(counted: dict[tuple[str, str], float], **rows: int) -> Counted:
+    return Counted(counted, commits=2, cpu_seconds=None, rows={**BEFORE.rows, **rows})
+
+
+@pytest.mark.parametrize(
+    ("counted", "rows", "complaint"),
+    [
+        ({("ACCEPTED", "false"): 8.0}, {"payment_outcome": 8}, None),
+        ({("ACCEPTED", "false"): 7.0}, {"payment_outcome": 7}, "the server counted"),
+        ({("ACCEPTED", "false"): 9.0}, {"payment_outcome": 8}, "the server counted"),
+        ({("ACCEPTED", "false"): 7.0, ("ACCEPTED", "true"): 1.0}, {"payment_outcome": 7}, "the server counted"),
+        ({("ACCEPTED", "false"): 8.0, ("THROTTLED", "false"): 1.0}, {"payment_outcome": 8}, "the server counted"),
+        ({("ACCEPTED", "false"): 8.0}, {"payment_outcome": 7}, "the database got"),
+        ({("ACCEPTED", "false"): 8.0}, {"payment_outcome": 8, "refund": 1}, "the database got"),
+    ],
+)
+def test_counts_that_are_not_what_was_sent_give_no_figure(
+    counted: dict[tuple[str, str], float], rows: dict[str, int], complaint: str | None
+) -> None:
+    checked, sent = after(counted, **rows), case(replayed=False, table="payment_outcome")
+    if complaint is None:
+        checked.check(BEFORE, sent)
+        return
+    with pytest.raises(CountError, match=complaint):
+        checked.check(BEFORE, sent)
+
+
+def test_counts_of_replays_that_wrote_a_row_give_no_figure() -> None:
+    sent, counted = case(replayed=True, table=None), {("ACCEPTED", "false"): 5.0, ("ACCEPTED", "true"): 3.0}
+    after(counted).check(BEFORE, sent)
+    with pytest.raises(CountError, match="the database got"):
+        after(counted, payment_outcome=6).check(BEFORE, sent)
