@@ -136,7 +136,10 @@ def _evidence(one: payment_pb2.QuarantineEntry) -> _Row:
 
 
 def _print_table(title: str, columns: _Row, rows: Iterator[_Row]) -> None:
-    table = Table(*columns, title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        # Folded, never cut: a number or a URL that cannot be copied is of no use.
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(visible(cell)) for cell in row))
     if table.row_count:
