@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import os
+import resource
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -187,6 +188,12 @@ class _Process:
 
     async def do_ping(self) -> str:
         return "pong"
+
+    async def do_limit(self, size: int) -> str:
+        """Let no file grow beyond ``size`` bytes from now on; -1 lifts the limit. Python ignores SIGXFSZ."""
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        return "limited"
 
     async def do_busy(self) -> int:
         return self.core.count("paycore_commit_failures_total", cause="busy")

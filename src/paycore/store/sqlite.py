@@ -331,8 +331,12 @@ class SqliteStore:
         self._reading.dispose()
 
     def _read(self, read: Callable[[Connection], _Read]) -> _Read:
-        with self._translated(), self._reading.connect() as connection, connection.begin():
-            return read(connection)
+        try:
+            with self._translated(), self._reading.connect() as connection, connection.begin():
+                return read(connection)
+        except StoreBusyError as error:
+            # Only writes are run again; a reader's caller is told that a retry can help.
+            raise StoreUnavailableError("STORE_BUSY", "another process holds the database") from error
 
     def _writer_connection(self) -> Connection:
         if self._connection is None:
