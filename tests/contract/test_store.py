@@ -1,0 +1,545 @@
+"""What every store must do: one suite over ``store.protocol``, run for each database that paycore speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paycore.domain.verdicts import AttemptState, CaptureSource, CloseReason, NotifyOutcome, PaymentState, RefundState
+from paycore.store.protocol import (
+    CaptureKey,
+    FailureNote,
+    RowRefusedError,
+    Store,
+    StoreBusyError,
+    WriteTransaction,
+)
+from paycore.store.rows import (
+    ChannelOrderRow,
+    ExcessRow,
+    OutcomeRow,
+    PaymentRow,
+    QuarantineRow,
+    RefundResultRow,
+    RefundRow,
+    RefundTryRow,
+    Stamp,
+)
+from paycore.store.schema import open_store
+from tests.support.core import fresh_database
+
+STORES: dict[str, Callable[[Path], Store]] = {
+    "sqlite": lambda folder: open_store(f"sqlite:///{fresh_database(folder / 'paycore.db')}"),
+}
+"""Name -> opens a fresh, migrated database. Another database joins the suite here."""
+
+HUGE = 2**63 - 1
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    store = STORES[request.param](tmp_path)
+    yield store
+    store.dispose()
+
+
+class Writing:
+    """Writes with growing stamps of one writer."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.writer_no = store.open_writer(1_000)
+        self._group_no = 0
+
+    def stamp(self) -> Stamp:
+        self._group_no += 1
+        return Stamp(10_000 + self._group_no, self.writer_no, self._group_no)
+
+    def __call__(self, *writes: Callable[[WriteTransaction], Any]) -> list[Any]:
+        """Run writes in one transaction; return what each returned."""
+        with self._store.write(self.stamp()) as transaction:
+            return [write(transaction) for write in writes]
+
+
+@pytest.fixture
+def write(store: Store) -> Writing:
+    return Writing(store)
+
+
+# Rows
+
+STAMP = Stamp(10_000, 1, 1)
+
+
+def payment(payment_id: int = 1, **changes: Any) -> PaymentRow:
+    row = PaymentRow(payment_id, "shop", f"n{payment_id}", 500, "CNY", "Tea", "", "digest", 20_000, *STAMP)
+    return row._replace(**changes)
+
+
+def attempt(payment_id: int = 1, number: int = 1, **changes: Any) -> ChannelOrderRow:
+    row = ChannelOrderRow(
+        payment_id,
+        number,
+        "simbank",
+        "bank_a",
+        1,
+        20_000,
+        AttemptState.OPEN,
+        10_000,
+        "",
+        "",
+        "",
+        None,
+        None,
+        0,
+        "",
+        *STAMP,
+    )
+    return row._replace(**changes)
+
+
+def paid(payment_id: int = 1, **changes: Any) -> OutcomeRow:
+    row = OutcomeRow(payment_id, PaymentState.PAID, 1, "T1", 500, "CNY", 10_000, 10_000, 1, 0, 0, *STAMP)
+    return row._replace(**changes)
+
+
+def closed(payment_id: int = 1) -> OutcomeRow:
+    return OutcomeRow(payment_id, PaymentState.CLOSED, 0, "", 0, "", None, 1, 0, 0, CloseReason.MERCHANT, *STAMP)
+
+
+def excess(payment_id: int = 1, number: int = 2, trade_no: str = "T2", **changes: Any) -> ExcessRow:
+    row = ExcessRow(payment_id, number, trade_no, NotifyOutcome.DUPLICATE, 500, "CNY", None, 10_000, 1, *STAMP)
+    return row._replace(**changes)
+
+
+def refund(payment_id: int = 1, number: int = 2, trade_no: str = "T2", **changes: Any) -> RefundRow:
+    row = RefundRow(payment_id, f"X{number:02d}", number, trade_no, 500, "CNY", NotifyOutcome.DUPLICATE, *STAMP)
+    return row._replace(**changes)
+
+
+def a_try(payment_id: int = 1, number: int = 2, seq: int = 1, **changes: Any) -> RefundTryRow:
+    refund_no = f"X{number:02d}"
+    row = RefundTryRow(
+        payment_id, refund_no, seq, f"{payment_id}{refund_no}{seq:02d}", RefundState.PENDING, 1, 0, 1, 0, "", "", *STAMP
+    )
+    return row._replace(**changes)
+
+
+def evidence(quarantine_id: str = "q", **changes: Any) -> QuarantineRow:
+    row = QuarantineRow(
+        quarantine_id,
+        NotifyOutcome.UNKNOWN,
+        None,
+        None,
+        1,
+        "simbank",
+        "bank_a",
+        "number",
+        "T1",
+        500,
+        "CNY",
+        None,
+        CaptureSource.NOTIFICATION,
+        b"raw",
+        "{}",
+        10_000,
+        10_000,
+        1,
+        1,
+        "[]",
+        *STAMP,
+    )
+    return row._replace(**changes)
+
+
+def make(*rows: Any) -> Callable[[WriteTransaction], None]:
+    """Insert payments and attempts."""
+
+    def apply(transaction: WriteTransaction) -> None:
+        for row in rows:
+            if isinstance(row, PaymentRow):
+                assert transaction.insert_payment(row)
+                assert transaction.insert_merchant_order(row.merchant_id, row.merchant_order_no, row.payment_id)
+            else:
+                transaction.insert_channel_order(row)
+
+    return apply
+
+
+def owe(row: RefundRow, first_try: RefundTryRow) -> Callable[[WriteTransaction], None]:
+    """Insert a refund with its first try."""
+    return lambda transaction: transaction.insert_refunds([row], [first_try])
+
+
+def outcomes(*rows: OutcomeRow) -> Callable[[WriteTransaction], set[int]]:
+    """Insert outcomes under the transaction's own stamp, as the writer does."""
+    return lambda transaction: transaction.insert_outcomes(
+        [row._replace(**transaction.stamp._asdict()) for row in rows]
+    )
+
+
+# Transactions
+
+
+def test_writer_numbers_are_fresh_each_time(store: Store) -> None:
+    numbers = [store.open_writer(1) for _ in range(3)]
+    assert numbers == sorted(set(numbers))
+
+
+def test_transaction_is_seen_by_readers_once_it_has_ended(store: Store, write: Writing) -> None:
+    with store.write(write.stamp()) as transaction:
+        make(payment(), attempt())(transaction)
+        assert store.load_record(1) is None
+        assert store.find_payment_id("shop", "n1") is None
+        assert transaction.find_payment_id("shop", "n1") == 1
+        assert transaction.load_records([1])[1].payment == payment()
+    record = store.load_record(1)
+    assert record is not None
+    assert (record.payment, record.attempts) == (payment(), {1: attempt()})
+
+
+def test_transaction_left_by_an_exception_leaves_nothing(store: Store, write: Writing) -> None:
+    with pytest.raises(ZeroDivisionError):
+        write(make(payment()), lambda _: 1 // 0)
+    assert store.load_record(1) is None
+    write(make(payment()))
+    assert store.load_record(1) is not None
+
+
+def test_savepoint_left_by_an_exception_undoes_its_own_writes_alone(store: Store, write: Writing) -> None:
+    with store.write(write.stamp()) as transaction:
+        make(payment(1))(transaction)
+        with suppress(ZeroDivisionError), transaction.savepoint():
+            make(payment(2))(transaction)
+            raise ZeroDivisionError
+        with transaction.savepoint():
+            make(payment(3))(transaction)
+    assert [store.load_record(number) is not None for number in (1, 2, 3)] == [True, False, True]
+
+
+def test_touch_writer_notes_the_time(store: Store, write: Writing) -> None:
+    write(lambda transaction: transaction.touch_writer())
+
+
+# Payments and attempts
+
+
+def test_taken_payment_id_and_merchant_order_are_told(store: Store, write: Writing) -> None:
+    write(make(payment()))
+    assert write(
+        lambda transaction: transaction.insert_payment(payment(subject="Other")),
+        lambda transaction: transaction.insert_merchant_order("shop", "n1", 9),
+        lambda transaction: transaction.insert_merchant_order("other", "n1", 9),
+    ) == [False, False, True]
+    record = store.load_record(1)
+    assert record is not None
+    assert record.payment.subject == "Tea"
+    assert (store.find_payment_id("shop", "n1"), store.find_payment_id("shop", "n2")) == (1, None)
+
+
+def test_second_insert_of_an_attempt_is_refused(write: Writing) -> None:
+    write(make(payment(), attempt()))
+    with pytest.raises(RowRefusedError):
+        write(make(attempt(account="bank_b")))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [payment(amount_minor=0), payment(0), attempt(number=64), attempt(state=9)],
+    ids=["amount", "id", "attempt", "state"],
+)
+def test_row_that_breaks_a_rule_is_refused(store: Store, write: Writing, row: Any) -> None:
+    with pytest.raises(RowRefusedError):
+        write(make(payment(7)), make(row))
+    assert store.load_record(7) is None
+
+
+def test_records_of_many_payments_are_read_at_once_and_the_absent_are_left_out(store: Store, write: Writing) -> None:
+    write(*(make(payment(number), attempt(number), attempt(number, 2)) for number in range(1, 1_202)))
+    with store.write(write.stamp()) as transaction:
+        records = transaction.load_records([*range(1, 1_400), 5, 5])
+    assert sorted(records) == list(range(1, 1_202))
+    assert {tuple(record.attempts) for record in records.values()} == {(1, 2)}
+
+
+def test_largest_numbers_come_back_as_they_were(store: Store, write: Writing) -> None:
+    row = payment(HUGE, amount_minor=HUGE, expire_at_ms=HUGE)
+    write(make(row, attempt(HUGE, 63)))
+    write(outcomes(paid(HUGE, amount_minor=HUGE, attempt=63)))
+    record = store.load_record(HUGE)
+    assert record is not None
+    assert record.outcome is not None
+    assert (record.payment, record.outcome.amount_minor, list(record.attempts)) == (row, HUGE, [63])
+
+
+def test_conversation_is_written_only_where_the_state_is_expected(store: Store, write: Writing) -> None:
+    write(make(payment(), attempt()))
+    moved = attempt(state=AttemptState.CLOSED, credential="page", failed_at_ms=7, superseded_at_ms=8, lease_token="t")
+    assert write(
+        lambda transaction: transaction.update_channel_order(moved, expected=(AttemptState.CREATING,)),
+        lambda transaction: transaction.update_channel_order(moved, expected=(AttemptState.OPEN, AttemptState.UNKNOWN)),
+        lambda transaction: transaction.update_channel_order(attempt(), expected=(AttemptState.OPEN,)),
+    ) == [False, True, False]
+    record = store.load_record(1)
+    assert record is not None
+    assert record.attempts[1] == moved
+
+
+def test_conversation_never_changes_what_was_asked_of_the_channel(store: Store, write: Writing) -> None:
+    write(make(payment(), attempt()))
+    other = attempt(channel="other", account="bank_b", method=3, expire_at_ms=1, recorded_at_ms=1)
+    write(lambda transaction: transaction.update_channel_order(other, expected=(AttemptState.OPEN,)))
+    record = store.load_record(1)
+    assert record is not None
+    assert record.attempts[1] == attempt()
+
+
+def test_only_older_attempts_that_may_still_be_paid_are_superseded(store: Store, write: Writing) -> None:
+    states = [AttemptState.OPEN, AttemptState.FAILED, AttemptState.UNKNOWN, AttemptState.CLOSED, AttemptState.CREATING]
+    write(make(payment(1), payment(2), attempt(2)))
+    write(make(*(attempt(1, number, state=state) for number, state in enumerate(states, start=1)), attempt(1, 6)))
+    write(lambda transaction: transaction.supersede_attempts(1, 6, 77))
+    write(lambda transaction: transaction.supersede_attempts(1, 6, 99))
+    with store.write(write.stamp()) as transaction:
+        records = transaction.load_records([1, 2])
+    assert [row.superseded_at_ms for row in records[1].attempts.values()] == [77, None, 77, None, 77, None]
+    assert records[2].attempts[1].superseded_at_ms is None
+
+
+@pytest.mark.parametrize(
+    ("state", "ends", "after"),
+    [
+        (AttemptState.OPEN, True, AttemptState.FAILED),
+        (AttemptState.CREATING, True, AttemptState.FAILED),
+        (AttemptState.UNKNOWN, True, AttemptState.FAILED),
+        (AttemptState.CLOSED, True, AttemptState.CLOSED),
+        (AttemptState.OPEN, False, AttemptState.OPEN),
+    ],
+)
+def test_first_failure_is_noted_and_kept(
+    store: Store, write: Writing, state: AttemptState, ends: bool, after: AttemptState
+) -> None:
+    write(make(payment(), attempt(state=state), attempt(1, 2)))
+    write(lambda transaction: transaction.note_failures([FailureNote(1, 1, "C1", "first", 50, ends)]))
+    write(lambda transaction: transaction.note_failures([FailureNote(1, 1, "C2", "second", 60, True)]))
+    record = store.load_record(1)
+    assert record is not None
+    row = record.attempts[1]
+    assert (row.state, row.failure_code, row.failure_message, row.failed_at_ms) == (after, "C1", "first", 50)
+    assert record.attempts[2] == attempt(1, 2)
+
+
+# Outcomes
+
+
+def test_outcome_that_is_first_wins_for_ever(store: Store, write: Writing) -> None:
+    write(make(payment()))
+    assert write(outcomes(paid())) == [set()]
+    for later in (closed(), paid(attempt=2, channel_trade_no="T2"), paid()):
+        assert write(outcomes(later)) == [{1}]
+    record = store.load_record(1)
+    assert record is not None
+    assert record.outcome is not None
+    assert (record.outcome.state, record.outcome.attempt, record.outcome.channel_trade_no) == (2, 1, "T1")
+
+
+def test_outcomes_that_lost_are_told_apart_from_those_that_won(write: Writing) -> None:
+    write(outcomes(*(paid(number) for number in (2, 4, 6))))
+    assert write(outcomes(*(paid(number) for number in range(1, 8)))) == [{2, 4, 6}]
+    assert write(outcomes(*(paid(number) for number in range(1, 8)))) == [{1, 2, 3, 4, 5, 6, 7}]
+
+
+def test_outcome_lost_to_an_earlier_insert_of_another_writer_with_the_same_group_number_is_told(store: Store) -> None:
+    first, second = Writing(store), Writing(store)
+    assert first(outcomes(paid())) == [set()]
+    assert second(outcomes(paid(), paid(2))) == [{1}]
+
+
+def test_outcomes_of_a_large_group_are_told_apart(write: Writing) -> None:
+    write(outcomes(*(paid(number) for number in range(1, 4_001, 3))))
+    (lost,) = write(outcomes(*(paid(number) for number in range(1, 4_001))))
+    assert lost == set(range(1, 4_001, 3))
+
+
+def test_outcome_that_is_rolled_back_can_be_inserted_again(write: Writing) -> None:
+    with pytest.raises(ZeroDivisionError):
+        write(outcomes(paid()), lambda _: 1 // 0)
+    assert write(outcomes(closed())) == [set()]
+
+
+# Excess and refunds
+
+
+def test_excess_that_exists_must_be_decided_again(store: Store, write: Writing) -> None:
+    write(make(payment()), lambda transaction: transaction.insert_excess([excess()]))
+    with pytest.raises(StoreBusyError):
+        write(lambda transaction: transaction.insert_excess([excess(trade_no="T3"), excess(reason=NotifyOutcome.LATE)]))
+    record = store.load_record(1)
+    assert record is not None
+    assert record.excess == [excess()]
+
+
+def test_refund_that_exists_is_left_alone(store: Store, write: Writing) -> None:
+    write(make(payment()), lambda transaction: transaction.insert_refunds([refund()], [a_try()]))
+    sent = a_try(state=RefundState.REFUNDED)
+    write(lambda transaction: transaction.update_refund_try(sent, lease_token=""))
+    write(
+        lambda transaction: transaction.insert_refunds(
+            [refund(amount_minor=1), refund(number=3)], [a_try(), a_try(number=3)]
+        )
+    )
+    file = store.load_file(1)
+    assert file is not None
+    assert file.refunds == [refund(), refund(number=3)]
+    assert file.refund_tries == [sent, a_try(number=3)]
+
+
+def owing(write: Writing, limit: int = 10) -> Sequence[CaptureKey]:
+    (found,) = write(lambda transaction: transaction.excess_owing_refunds(limit))
+    result: Sequence[CaptureKey] = found
+    return result
+
+
+def test_excess_owes_a_refund_once_there_is_an_outcome_that_does_not_keep_it(write: Writing) -> None:
+    rows = [excess(1), excess(2), excess(3), excess(3, 3, "T3"), excess(4, 1, "T1"), excess(5, 1, "T9")]
+    write(lambda transaction: transaction.insert_excess(rows))
+    assert owing(write) == []
+    write(outcomes(paid(1), closed(3), paid(4), paid(5)))
+    # Payment 2 has no outcome, and payment 4 keeps this very capture.
+    assert owing(write) == [
+        CaptureKey(1, 2, "T2"),
+        CaptureKey(3, 2, "T2"),
+        CaptureKey(3, 3, "T3"),
+        CaptureKey(5, 1, "T9"),
+    ]
+    assert len(owing(write, 2)) == 2
+    write(lambda transaction: transaction.insert_refunds([refund(1), refund(3)], [a_try(1), a_try(3)]))
+    assert owing(write) == [CaptureKey(3, 3, "T3"), CaptureKey(5, 1, "T9")]
+
+
+def test_expired_payments_that_hold_an_excess_and_no_outcome_are_found(write: Writing) -> None:
+    for number, expire_at_ms in ((1, 100), (2, 100), (3, 200), (4, 100), (5, 100)):
+        write(make(payment(number, expire_at_ms=expire_at_ms)))
+    write(
+        lambda transaction: transaction.insert_excess([excess(1), excess(1, 3, "T3"), excess(3), excess(4), excess(5)])
+    )
+    write(outcomes(closed(4)))
+
+    def find(before_ms: int, limit: int) -> Any:
+        (found,) = write(lambda transaction: transaction.expired_with_excess(before_ms, limit))
+        return found
+
+    assert find(100, 10) == []
+    assert find(101, 10) == [1, 5]
+    assert find(201, 10) == [1, 3, 5]
+    assert find(201, 1) == [1]
+
+
+@pytest.fixture
+def refunding(write: Writing) -> Writing:
+    """Payments 1 to 3 with an attempt 2 whose refund is due at 1, 2 and 3."""
+    for number in (1, 2, 3):
+        due = a_try(number, next_at_ms=number)
+        write(
+            make(payment(number), attempt(number, 2, account="bank_b")),
+            owe(refund(number), due),
+        )
+    return write
+
+
+def claim(write: Writing, now_ms: int, lease_until_ms: int, token: str, limit: int = 10) -> list[Any]:
+    (claimed,) = write(lambda transaction: transaction.claim_refunds(now_ms, lease_until_ms, token, limit))
+    result: list[Any] = claimed
+    return result
+
+
+def test_due_refunds_are_leased_to_one_at_a_time(refunding: Writing) -> None:
+    claimed = claim(refunding, 2, 50, "mine")
+    assert [due.refund.payment_id for due in claimed] == [1, 2]
+    assert [(due.last_try.lease_until_ms, due.last_try.lease_token) for due in claimed] == [(50, "mine")] * 2
+    assert {due.attempt.account for due in claimed} == {"bank_b"}
+    assert [due.refund.payment_id for due in claim(refunding, 3, 60, "theirs")] == [3]
+    assert claim(refunding, 49, 99, "nobody's") == []
+    assert [due.refund.payment_id for due in claim(refunding, 50, 99, "after the lease")] == [1, 2]
+
+
+def test_due_refunds_are_claimed_longest_due_first_and_up_to_the_limit(refunding: Writing) -> None:
+    assert [due.refund.payment_id for due in claim(refunding, 9, 50, "t", limit=2)] == [1, 2]
+
+
+@pytest.mark.parametrize("state", [RefundState.REFUNDED, RefundState.REFUSED])
+def test_finished_tries_are_never_due(refunding: Writing, state: RefundState) -> None:
+    refunding(lambda transaction: transaction.update_refund_try(a_try(1, state=state), lease_token=""))
+    assert [due.refund.payment_id for due in claim(refunding, 9, 50, "t")] == [2, 3]
+
+
+def test_progress_is_written_only_by_who_holds_the_lease(store: Store, refunding: Writing) -> None:
+    (due,) = claim(refunding, 1, 50, "mine", limit=1)
+    moved = due.last_try._replace(
+        state=RefundState.UNKNOWN, asks=1, last_error="no answer", lease_token="", next_at_ms=9
+    )
+    assert refunding(
+        lambda transaction: transaction.update_refund_try(moved, lease_token="theirs"),
+        lambda transaction: transaction.update_refund_try(moved, lease_token="mine"),
+        lambda transaction: transaction.update_refund_try(moved, lease_token="mine"),
+    ) == [False, True, False]
+    file = store.load_file(1)
+    assert file is not None
+    assert file.refund_tries == [moved]
+
+
+def test_next_try_and_final_word_are_inserted_once(store: Store, refunding: Writing) -> None:
+    result = RefundResultRow(1, "X02", 1, RefundState.REFUSED, "C", "no", *STAMP)
+    assert refunding(
+        lambda transaction: transaction.insert_refund_result(result),
+        lambda transaction: transaction.insert_refund_result(result._replace(result=RefundState.REFUNDED)),
+        lambda transaction: transaction.insert_refund_try(a_try(1, seq=2)),
+        lambda transaction: transaction.insert_refund_try(a_try(1, seq=2, state=RefundState.UNKNOWN)),
+    ) == [True, False, True, False]
+    file = store.load_file(1)
+    assert file is not None
+    assert file.refund_results == [result]
+    assert [(row.seq, row.state) for row in file.refund_tries] == [(1, RefundState.PENDING), (2, RefundState.PENDING)]
+
+
+# Quarantine, files and what waits
+
+
+def test_evidence_that_comes_again_is_counted_and_opened(store: Store, write: Writing) -> None:
+    write(make(payment()), lambda transaction: transaction.put_quarantine([evidence(payment_id=1), evidence("other")]))
+    again = evidence(payment_id=1, raw=b"another", first_seen_at_ms=30_000, last_seen_at_ms=30_000, arrivals=2)
+    write(lambda transaction: transaction.put_quarantine([again]))
+    file = store.load_file(1)
+    assert file is not None
+    assert file.quarantine == [evidence(payment_id=1, last_seen_at_ms=30_000, arrivals=3)]
+    assert store.backlog().quarantine_open == 2
+
+
+def test_evidence_is_kept_byte_for_byte(store: Store, write: Writing) -> None:
+    row = evidence(
+        payment_id=1, raw=bytes(range(256)), headers='{"名": "值"}', channel_order_no="１０１", currency="x" * 16
+    )
+    write(make(payment()), lambda transaction: transaction.put_quarantine([row]))
+    file = store.load_file(1)
+    assert file is not None
+    assert file.quarantine == [row]
+
+
+def test_file_of_an_absent_payment_is_none(store: Store) -> None:
+    assert store.load_file(1) is None
+    assert store.load_record(1) is None
+
+
+def test_backlog_is_empty_then_tells_the_oldest_unfinished_refund(store: Store, write: Writing) -> None:
+    assert store.backlog() == (0, None)
+    for number, at_ms in ((1, 300), (2, 200), (3, 100)):
+        row = refund(number, recorded_at_ms=at_ms)
+        write(owe(row, a_try(row.payment_id)))
+    assert store.backlog() == (0, 100)
+    done = a_try(3, state=RefundState.REFUNDED)
+    write(lambda transaction: transaction.update_refund_try(done, lease_token=""))
+    assert store.backlog() == (0, 200)
