@@ -439,12 +439,26 @@ async def test_failure_after_a_success_never_undoes_it(core: Core) -> None:
     assert (again, replayed, written.tables) == (ACCEPTED, True, {})
 
 
-@pytest.mark.parametrize("state", [AttemptState.FAILED, AttemptState.CLOSED, AttemptState.UNKNOWN])
-async def test_success_after_we_called_the_attempt_ended_is_still_a_success(core: Core, state: AttemptState) -> None:
-    payment_id = await core.make_payment(states={1: state})
-    outcome, _, written = await hear(core, core.word(payment_id))
+@pytest.mark.parametrize("attempt", [1, 4], ids=["cached_attempt", "uncached_attempt"])
+@pytest.mark.parametrize(
+    "state", [AttemptState.FAILED, AttemptState.CLOSED, AttemptState.UNKNOWN], ids=lambda state: state.name
+)
+async def test_success_after_we_called_the_attempt_ended_is_still_a_success(
+    core: Core, state: AttemptState, attempt: int
+) -> None:
+    """The index holds three attempts of a payment; a word about the fourth is judged on the rows."""
+    payment_id = await core.make_payment("bank_a", "bank_b", "bank_c", "bank_a", states={attempt: state})
+    outcome, _, written = await hear(core, core.word(payment_id, attempt))
     assert outcome == ACCEPTED
     assert written.names() == {"payment_outcome"}
+
+
+async def test_second_success_on_an_attempt_that_we_called_failed_is_refunded(core: Core) -> None:
+    payment_id = await core.make_payment("bank_a", "bank_b", states={2: AttemptState.FAILED})
+    await core.notify(core.word(payment_id, 1, "A1"))
+    outcome, _, written = await hear(core, core.word(payment_id, 2, "B1"))
+    assert outcome == DUPLICATE
+    assert_refunded(written, payment_id, 2, "B1")
 
 
 async def test_success_after_a_failure_notification_is_still_a_success(core: Core) -> None:

@@ -104,6 +104,19 @@ async def test_refund_without_an_answer_keeps_its_number_and_moves_the_money_onc
     assert len(bank_refunds(town, doubled)) == 1
 
 
+async def test_refund_whose_answer_was_lost_is_asked_for_before_it_is_sent_again(town: Town) -> None:
+    doubled = await paid_twice(town, hang_after_doing={"refund": ONCE})
+    await town.refund()
+    file = await town.file(doubled.payment_id)
+    assert [row.state for row in file.refund_tries] == [RefundState.UNKNOWN]
+    # From now on nothing that is sent arrives: only asking can end it.
+    town.plant(
+        town.order()._replace(subject=file.record.payment.subject), bank="bank_b", hang_before_doing={"refund": True}
+    )
+    await town.refund()
+    await assert_back_once(town, doubled)
+
+
 async def test_refund_that_never_gets_an_answer_never_gets_another_number(town: Town) -> None:
     doubled = await paid_twice(town, hang_after_doing={"refund": True, "query_refund": True})
     await town.refund(passes=4)

@@ -258,6 +258,28 @@ async def test_poison_row_is_refused_alone_and_the_rest_of_its_group_succeeds(
     assert all(core.health)
 
 
+async def test_group_that_fails_after_its_marks_were_made_leaves_none(core: Core, db_path: Path) -> None:
+    """A second row of the same payment is refused: the first one's mark must go with its row."""
+    payment_id = await core.make_payment("bank_a", "bank_b")
+    poison(db_path, "excess_payment", "POISON")
+    poison(db_path, "payment_outcome", "T1")
+    with core.watch() as written:
+        async with held(core.writer):
+            tasks = as_tasks(
+                core.notify(core.word(payment_id, 1, "T1")), core.notify(core.word(payment_id, 2, "POISON"))
+            )
+            await queued(core, 2)
+        first, second = await asyncio.gather(*tasks, return_exceptions=True)
+    # Halved, the second is no duplicate any more: it is the first word that the database takes.
+    assert isinstance(first, InvalidArgumentError)
+    assert not isinstance(second, BaseException)
+    assert second.outcome == ACCEPTED
+    assert written.names() == {"payment_outcome"}
+    entry = core.index.get(payment_id)
+    assert entry is not None
+    assert (entry.kept_attempt, entry.captured_mask) == (2, 0b10)
+
+
 async def test_poison_rows_of_several_tables_are_each_refused_alone(core: Core, db_path: Path) -> None:
     poisoned = [await core.make_payment("bank_a", "bank_b") for _ in range(3)]
     sound = [await core.make_payment("bank_a", "bank_b") for _ in range(5)]
