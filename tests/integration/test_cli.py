@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from paycore import __version__
-from paycore.cli import app
+from paycore.cli import VERBS, build
 from tests.support.facts import contents
 from tests.support.server import PAYCORE, ServerProcess, clean_environment
 from tests.support.simbank import SECRETS, bank_process
@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
-    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1", **(env or {})})
+    return CliRunner().invoke(build(VERBS), list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1", **(env or {})})
 
 
 def at(server: ServerProcess, verb: str, *arguments: str) -> Result:

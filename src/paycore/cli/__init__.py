@@ -1,11 +1,13 @@
 """The command ``paycore``: one verb a module."""
 
-from typing import Annotated
+import importlib
+import sys
+from collections.abc import Iterable
+from typing import Annotated, NamedTuple
 
 import typer
 
 from paycore import __version__
-from paycore.cli import close, demo, migrate, notify, pay, query, serve, simbank
 
 EPILOG = """
 First steps:
@@ -22,32 +24,26 @@ Settings are flags or environment variables (PAYCORE_...); each command's --help
 Exit codes: 0 done, 1 refused, 2 wrong usage, 3 not reachable or not able now.
 """
 
-SIMBANK_EPILOG = """
-Example:
 
-  export PAYCORE_SIMBANK_SECRETS='{"bank_a": "a secret of bank a", "bank_b": "a secret of bank b"}'
+class Verb(NamedTuple):
+    """Where a verb lives: the module in this folder, and the names of its function and of its help's last words."""
 
-  paycore simbank --books books.db
+    module: str
+    function: str
+    epilog: str = "EPILOG"
 
-Next, with the same secrets: paycore forwarder
-"""
 
-FORWARDER_EPILOG = """
-Example:
-
-  paycore forwarder --server 127.0.0.1:50051
-
-It needs PAYCORE_SIMBANK_SECRETS as the banks have it. Next: paycore serve --simbank-url http://127.0.0.1:8081
-"""
-
-app = typer.Typer(
-    help="A payment core: every order is charged exactly once or not at all, and any surplus goes back by itself.",
-    epilog=EPILOG,
-    no_args_is_help=True,
-    add_completion=False,
-    # Rich tracebacks print local variables, secrets among them.
-    pretty_exceptions_enable=False,
-)
+VERBS = {
+    "demo": Verb("demo", "demo"),
+    "migrate": Verb("migrate", "migrate"),
+    "serve": Verb("serve", "serve"),
+    "pay": Verb("pay", "pay"),
+    "notify": Verb("notify", "notify"),
+    "query": Verb("query", "query"),
+    "close": Verb("close", "close"),
+    "simbank": Verb("simbank", "simbank", "SIMBANK_EPILOG"),
+    "forwarder": Verb("simbank", "forwarder", "FORWARDER_EPILOG"),
+}
 
 
 def _print_version(wanted: bool) -> None:
@@ -56,7 +52,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
@@ -65,17 +60,26 @@ def _root(
     del version
 
 
-app.command(epilog=demo.EPILOG)(demo.demo)
-app.command(epilog=migrate.EPILOG)(migrate.migrate)
-app.command(epilog=serve.EPILOG)(serve.serve)
-app.command(epilog=pay.EPILOG)(pay.pay)
-app.command(epilog=notify.EPILOG)(notify.notify)
-app.command(epilog=query.EPILOG)(query.query)
-app.command(epilog=close.EPILOG)(close.close)
-app.command(epilog=SIMBANK_EPILOG)(simbank.simbank)
-app.command(epilog=FORWARDER_EPILOG)(simbank.forwarder)
+def build(verbs: Iterable[str]) -> typer.Typer:
+    """Make the command line of these verbs; each module is imported only for its own."""
+    app = typer.Typer(
+        help="A payment core: every order is charged exactly once or not at all, and any surplus goes back by itself.",
+        epilog=EPILOG,
+        no_args_is_help=True,
+        add_completion=False,
+        # Rich tracebacks print local variables, secrets among them.
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_root)
+    for name in verbs:
+        verb = VERBS[name]
+        module = importlib.import_module(f"paycore.cli.{verb.module}")
+        app.command(name, epilog=getattr(module, verb.epilog))(getattr(module, verb.function))
+    return app
 
 
 def main() -> None:
     """Run the command line; the entry point of the installed script."""
-    app()
+    # A server, a bank and a database take a second to import: whoever asks for one verb waits for that one only.
+    asked = sys.argv[1] if len(sys.argv) > 1 else ""
+    build([asked] if asked in VERBS else VERBS)()

@@ -36,6 +36,24 @@ WindowOption = Annotated[
     typer.Option(envvar="PAYCORE_SIMBANK_WINDOW_MS", min=1, help="How old or early a signature's timestamp may be."),
 ]
 
+SIMBANK_EPILOG = """
+Example:
+
+  export PAYCORE_SIMBANK_SECRETS='{"bank_a": "a secret of bank a", "bank_b": "a secret of bank b"}'
+
+  paycore simbank --books books.db
+
+Next, with the same secrets: paycore forwarder
+"""
+
+FORWARDER_EPILOG = """
+Example:
+
+  paycore forwarder --server 127.0.0.1:50051
+
+It needs PAYCORE_SIMBANK_SECRETS as the banks have it. Next: paycore serve --simbank-url http://127.0.0.1:8081
+"""
+
 
 def simbank(
     books: Annotated[
