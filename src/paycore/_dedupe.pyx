@@ -218,10 +218,10 @@ cdef void entry_set_terms(
 ) noexcept nogil:
     """Keep what was asked, or, where a field overflows, only the order to ask the database."""
     cdef int64_t created = created_at_ms(entry.key)
+    # An expiry before the payment wraps around to far more than fits.
     cdef bint fits = (
         0 < amount_minor < <int64_t>1 << AMOUNT_BITS
         and currency_code != 0
-        and expire_at_ms >= created
         and <uint64_t>expire_at_ms - <uint64_t>created < <uint64_t>1 << EXPIRY_BITS
     )
     if not fits:

@@ -95,6 +95,7 @@ PAID_BY_2 = {"state": PAID, "kept_attempt": 2}
 CLOSED_NOW = {"state": CLOSED}
 LATE_BY_1 = {"paid_at_ms": EXPIRES_AT_MS + 1, "received_at_ms": EXPIRES_AT_MS + 1}
 ONE_ATTEMPT = {"attempts": 1, "accounts": (11,)}
+THIRD_AT_255 = {"attempt": 3, "account_code": 255}
 FIVE = {"attempts": 5, "accounts": (11, 12, 13, 14, 15)}
 
 CHECK_CASES = (
@@ -117,6 +118,7 @@ CHECK_CASES = (
     CheckCase("account_code_missing", {"accounts": (11,)}, {"attempt": 2, "account_code": 0}, MISS),
     CheckCase("other_attempts_code_unknown", {"accounts": (11, 0)}, {}, ACCEPTED),
     CheckCase("greatest_account_codes", {"accounts": (255, 255)}, {"attempt": 2, "account_code": 255}, ACCEPTED),
+    CheckCase("greatest_third_account_code", {"attempts": 3, "accounts": (0, 0, 255)}, THIRD_AT_255, ACCEPTED),
     CheckCase("third_attempt", FIVE, {"attempt": 3, "account_code": 13}, ACCEPTED),
     CheckCase("fourth_attempt_is_not_kept", FIVE, {"attempt": 4, "account_code": 14}, MISS),
     CheckCase(
@@ -135,6 +137,13 @@ CHECK_CASES = (
     CheckCase("unknown_currency", {}, {"currency_code": 0}, MISMATCH | ASK),
     CheckCase("currency_equal_in_8_bits", {}, {"currency_code": CNY + 256}, MISMATCH | ASK),
     CheckCase("currency_0_does_not_fit", {"currency_code": 0}, {"currency_code": 0}, MISS),
+    CheckCase("currency_even", {"currency_code": 254}, {"currency_code": 254}, ACCEPTED),
+    CheckCase(
+        "currency_even_beside_the_greatest_third_account_code",
+        {"attempts": 3, "accounts": (11, 12, 255), "currency_code": 254},
+        {**THIRD_AT_255, "currency_code": 254},
+        ACCEPTED,
+    ),
     CheckCase("currency_greatest", {"currency_code": 255}, {"currency_code": 255}, ACCEPTED),
     CheckCase("expiry_at_once", {"expire_at_ms": MADE_AT_MS}, {"paid_at_ms": MADE_AT_MS}, ACCEPTED),
     CheckCase("expiry_at_once_and_late", {"expire_at_ms": MADE_AT_MS}, {}, LATE | ASK),

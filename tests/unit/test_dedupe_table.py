@@ -40,10 +40,11 @@ def unmix(word: int) -> int:
     return word ^ word >> 30 ^ word >> 60
 
 
-def colliding_ids(number: int, bucket: int = 5) -> list[int]:
+def colliding_ids(wanted: int, bucket: int = 5) -> list[int]:
     """Payment ids whose probes start at one slot, in every table of up to 2**20 slots."""
-    ids = (unmix(high << 20 | bucket) for high in count(1))
-    return list(islice((key for key in ids if 0 < key < TOMBSTONE), number))
+    # The odd factor spreads the rest of the word over all its 44 bits, so that every step of the hash takes part.
+    ids = (unmix((number * 0x9E3779B97F5 & (1 << 44) - 1) << 20 | bucket) for number in count(1))
+    return list(islice((key for key in ids if 0 < key < TOMBSTONE), wanted))
 
 
 def put(index: Index | PlainIndex, payment_id: int, amount_minor: int = 100, attempts: int = 1) -> None:
