@@ -28,11 +28,22 @@ FLOAT_NAMES = {"float", "Decimal", "Fraction", "Float", "Numeric", "REAL", "DOUB
 
 def floats(tree: ast.AST) -> Iterator[str]:
     """Every expression that is or makes a float: literals, true division, and names that stand for inexact numbers."""
-    divisions = [node for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)]
-    inside = {id(part) for division in divisions for part in ast.walk(division)} - {id(one) for one in divisions}
+    divisions: list[ast.AST] = [
+        node for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)
+    ]
+    seconds = [node for node in ast.walk(tree) if is_seconds(node)]
+    inside = {id(part) for whole in divisions + seconds for part in ast.walk(whole)} - {id(one) for one in divisions}
     for node in ast.walk(tree):
         if id(node) not in inside and is_float(node):
             yield ast.unparse(node)
+
+
+def is_seconds(node: ast.AST) -> bool:
+    """Whether a constant of this name is given a literal: what is named _SECONDS is no money."""
+    match node:
+        case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant()):
+            return name.endswith("_SECONDS")
+    return False
 
 
 def is_float(node: ast.AST) -> bool:
@@ -64,13 +75,26 @@ def test_exceptions_to_the_rule_are_all_still_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["x = 1.5", "x = 1e3", "x = a / b", "x /= 2", "x = float(a)", "x = decimal.Decimal(a)", "x = round(a)"]
+    "code",
+    [
+        "x = 1.5",
+        "X_SECONDS = float(1)",
+        "X_MINOR = 0.5",
+        "x = 1e3",
+        "x = a / b",
+        "x /= 2",
+        "x = float(a)",
+        "x = decimal.Decimal(a)",
+        "x = round(a)",
+    ],
 )
 def test_search_finds_each_way_to_a_float(code: str) -> None:
     assert len(list(floats(ast.parse(code)))) == 1
 
 
-@pytest.mark.parametrize("code", ["x = a // b", "x = divmod(a, b)", "x = 10**9", "x = 'a / b'", "x: int = 1"])
+@pytest.mark.parametrize(
+    "code", ["x = a // b", "x = divmod(a, b)", "PAUSE_SECONDS = 0.5", "x = 10**9", "x = 'a / b'", "x: int = 1"]
+)
 def test_search_leaves_integers_alone(code: str) -> None:
     assert list(floats(ast.parse(code))) == []
 
