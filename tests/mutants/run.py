@@ -68,7 +68,7 @@ def copy_tree(folder: Path) -> None:
 def run_test(folder: Path, test: str) -> subprocess.CompletedProcess[str]:
     """Run one test on the copy; its sources come before the installed ones, in child processes too."""
     environment = {**os.environ, "PYTHONPATH": f"{folder / 'src'}{os.pathsep}{folder}", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", test]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test]
     return subprocess.run(
         command,
         cwd=folder,
