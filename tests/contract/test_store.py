@@ -365,6 +365,21 @@ def test_outcomes_of_a_large_group_are_told_apart(write: Writing) -> None:
     assert lost == set(range(1, 4_001, 3))
 
 
+def test_first_outcome_of_a_payment_with_excess_is_told_and_not_written(store: Store, write: Writing) -> None:
+    """The accepted path writes without having read: a capture on record must send it to the rows."""
+    write(make(payment(1), payment(2), payment(3)), lambda transaction: transaction.insert_excess([excess(2)]))
+    write(outcomes(closed(3)))
+
+    def first(transaction: WriteTransaction) -> set[int]:
+        return transaction.insert_first_outcomes([paid(n)._replace(**transaction.stamp._asdict()) for n in (1, 2, 3)])
+
+    assert write(first) == [{2, 3}]
+    records = [store.load_record(number) for number in (1, 2, 3)]
+    assert [record.state.name for record in records if record is not None] == ["PAID", "OPEN", "CLOSED"]
+    assert write(first) == [{1, 2, 3}]
+    assert write(outcomes(paid(2))) == [set()]
+
+
 def test_outcome_that_is_rolled_back_can_be_inserted_again(write: Writing) -> None:
     with pytest.raises(ZeroDivisionError):
         write(outcomes(paid()), lambda _: 1 // 0)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from paycore.domain.decision import ABSENT_MS
 from paycore.domain.ids import excess_refund_no
 from paycore.domain.verdicts import PaymentState
 from tests.support.core import check_money_rules, fresh_database, read_all
@@ -22,6 +23,9 @@ from tests.support.racers import LOCKED_POINTS, POINTS, Racer, payment_rows, two
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 _orders = itertools.count(1)
+
+AFTER_EXPIRY_MS = 4_000_000_000_000
+"""In the year 2096."""
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +129,26 @@ async def test_success_that_outwaits_the_lock_is_unavailable_and_right_when_sent
     answers = {1: await first, 2: await free.ask("notify", payment_id=payment_id, attempt=2, trade_no="T2")}
     assert answers[1] == ["ACCEPTED", False]
     assert_one_kept_one_refunded(db_path, payment_id, answers)
+
+
+@pytest.mark.parametrize(
+    ("trade_no", "answer"), [("T1", ["LATE", True]), ("T2", ["SECOND_CAPTURE", False])], ids=["replay", "second_trade"]
+)
+async def test_word_about_a_capture_that_another_process_judged_late_is_compared_with_it(
+    racers: tuple[Racer, Racer], db_path: Path, trade_no: str, answer: list[Any]
+) -> None:
+    """The stale index has no bit for the attempt, and this word, unlike the first, does not say that it is late."""
+    judge, stale = racers
+    payment_id = await judge.ask("make", attempts=["bank_a", "bank_b"], ended=[])
+    await stale.ask("warm", payment_id=payment_id)
+    late = {"paid_at_ms": AFTER_EXPIRY_MS, "received_at_ms": AFTER_EXPIRY_MS}
+    assert await judge.ask("notify", payment_id=payment_id, attempt=1, trade_no="T1", **late) == ["LATE", False]
+    word = {"payment_id": payment_id, "attempt": 1, "trade_no": trade_no, "paid_at_ms": ABSENT_MS}
+    told = await stale.ask("notify", **word)
+    rows = payment_rows(db_path, payment_id)
+    kept = {(row.attempt, row.channel_trade_no) for row in rows.get("payment_outcome", [])}
+    assert not kept & {(row.attempt, row.channel_trade_no) for row in rows["excess_payment"]}
+    assert told == answer
 
 
 @pytest.mark.parametrize("held_closes", [True, False], ids=["close_held", "notify_held"])

@@ -119,6 +119,10 @@ class WriteTransaction(Protocol):
         """Insert outcomes, at most one a payment; return the payments that already had one (nothing written)."""
         ...
 
+    def insert_first_outcomes(self, rows: Sequence[OutcomeRow]) -> set[int]:
+        """The same for payments that have no excess: one that has is returned too, and nothing is written for it."""
+        ...
+
     def insert_excess(self, rows: Sequence[ExcessRow]) -> None:
         """Insert excess captures. Raises StoreBusyError when one exists: the group must be decided again."""
         ...

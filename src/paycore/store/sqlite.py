@@ -66,10 +66,21 @@ def _insert_unless_there(table: Table) -> Any:
 
 
 def _outcome_sql() -> str:
-    """The statement of the accepted path, compiled once; its parameters are an OutcomeRow, in order."""
+    """The statement that inserts outcomes, compiled once; its parameters are an OutcomeRow, in order."""
     columns: dict[str, Any] = {column.name: bindparam(column.name) for column in tables.payment_outcome.columns}
     statement = _insert_unless_there(tables.payment_outcome).values(columns)
     return str(statement.compile(dialect=dialect.dialect(paramstyle="qmark")))
+
+
+def _first_outcome_sql() -> str:
+    """The statement of the accepted path: as above, and only for a payment without excess (numbered parameters)."""
+    names = [column.name for column in tables.payment_outcome.columns]
+    values = ", ".join(f"?{place}" for place in range(1, len(names) + 1))
+    excess = f"SELECT 1 FROM excess_payment WHERE payment_id = ?{names.index('payment_id') + 1}"  # noqa: S608 - no input
+    return (
+        f"INSERT INTO payment_outcome ({', '.join(names)}) SELECT {values} WHERE NOT EXISTS ({excess})"
+        " ON CONFLICT (payment_id) DO NOTHING"
+    )
 
 
 def _quarantine_statement() -> Any:
@@ -86,6 +97,7 @@ def _quarantine_statement() -> Any:
 
 
 _INSERT_OUTCOME = _outcome_sql()
+_INSERT_FIRST_OUTCOME = _first_outcome_sql()
 _INSERT_EXCESS = _insert_unless_there(tables.excess_payment)
 _INSERT_REFUND = _insert_unless_there(tables.refund)
 _INSERT_REFUND_TRY = _insert_unless_there(tables.refund_try)
@@ -197,8 +209,14 @@ class SqliteTransaction:
             ],
         )
 
+    def insert_first_outcomes(self, rows: Sequence[OutcomeRow]) -> set[int]:
+        return self._insert_outcomes(_INSERT_FIRST_OUTCOME, rows)
+
     def insert_outcomes(self, rows: Sequence[OutcomeRow]) -> set[int]:
-        result = self._connection.exec_driver_sql(_INSERT_OUTCOME, list(rows))
+        return self._insert_outcomes(_INSERT_OUTCOME, rows)
+
+    def _insert_outcomes(self, statement: str, rows: Sequence[OutcomeRow]) -> set[int]:
+        result = self._connection.exec_driver_sql(statement, list(rows))
         if result.rowcount == len(rows):
             return set()
         return self._lost_outcomes(rows)

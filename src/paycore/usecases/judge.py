@@ -120,7 +120,11 @@ class GroupJudge:
         orders: Sequence[ChannelOrderNo | None],
         verdicts: list[Verdict | None],
     ) -> set[int]:
-        """Try for the outcome of each payment that the index holds for open and in time; return those that lost."""
+        """Try for the outcome of each payment that the index holds for open and in time; return those that lost.
+
+        One with excess loses too: another process may have judged this very capture, which is then no first one, and a
+        refund may wait for the outcome.
+        """
         outcomes = []
         for position, (notification, order) in enumerate(zip(notifications, orders, strict=True)):
             if order is None or notification.result != ChannelResult.SUCCESS:
@@ -131,7 +135,7 @@ class GroupJudge:
             self._index.accept(order.payment_id, order.attempt)
             verdicts[position] = verdict = _verdict(packed, order)
             outcomes.append(paid_outcome(notification, order, verdict, transaction.stamp))
-        return transaction.insert_outcomes(outcomes) if outcomes else set()
+        return transaction.insert_first_outcomes(outcomes) if outcomes else set()
 
     def _check(self, notification: Notification, order: ChannelOrderNo) -> int:
         return self._index.check(
