@@ -1,6 +1,6 @@
 """The baseline of the Notify benchmark: a grpc.aio server whose one handler does nothing.
 
-Bytes in, the same bytes out for every call; no message is parsed or built. Path, options and event loop are those of
+Bytes in, always the same bytes out; no message is parsed or built. Path, options and event loop are those of
 ``paycore serve``. A process of its own: ``python -m benchmarks.empty_server READY_FILE``.
 """
 

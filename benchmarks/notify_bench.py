@@ -42,7 +42,7 @@ from benchmarks.processes import (
 from paycore.domain.verdicts import NotifyOutcome
 
 EMPTY = "empty handler"
-EMPTY_MEANING = "grpc.aio, bytes in and the same bytes out: the baseline"
+EMPTY_MEANING = "grpc.aio, bytes in and always the same bytes out: the baseline"
 BARE = "bare store"
 BARE_MEANING = "the first notifications' rows into the same table, as many in a commit, alone in a process: the limit"
 FULL = "bare store, full groups"
@@ -302,7 +302,7 @@ def at_least(low: int) -> Callable[[str], int]:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks notify", description=__doc__)
-    parser.add_argument("--count", type=at_least(1), default=20_000, help="calls a case and run (default 20,000)")
+    parser.add_argument("--count", type=at_least(1), default=10_000, help="calls a case and run (default 10,000)")
     parser.add_argument("--runs", type=at_least(1), default=5, help="runs of all cases, in turn (default 5)")
     parser.add_argument("--load", choices=("auto", "h2load", "grpc"), default="auto", help="what makes the load")
     parser.add_argument("--folder", type=Path, help="where the databases are made: a local disk (default: TMPDIR)")
