@@ -419,10 +419,11 @@ def owing(write: Writing, limit: int = 10) -> Sequence[CaptureKey]:
     return result
 
 
-def test_excess_owes_a_refund_once_there_is_an_outcome_that_does_not_keep_it(write: Writing) -> None:
+def test_excess_owes_a_refund_once_there_is_an_outcome_that_does_not_keep_it(store: Store, write: Writing) -> None:
     rows = [excess(1), excess(2), excess(3), excess(3, 3, "T3"), excess(4, 1, "T1"), excess(5, 1, "T9")]
     write(lambda transaction: transaction.insert_excess(rows))
     assert owing(write) == []
+    assert not store.owes_refunds()
     write(outcomes(paid(1), closed(3), paid(4), paid(5)))
     # Payment 2 has no outcome, and payment 4 keeps this very capture.
     assert owing(write) == [
@@ -434,20 +435,19 @@ def test_excess_owes_a_refund_once_there_is_an_outcome_that_does_not_keep_it(wri
     assert len(owing(write, 2)) == 2
     write(lambda transaction: transaction.insert_refunds([refund(1), refund(3)], [a_try(1), a_try(3)]))
     assert owing(write) == [CaptureKey(3, 3, "T3"), CaptureKey(5, 1, "T9")]
+    assert store.owes_refunds()
+    write(lambda transaction: transaction.insert_refunds([refund(3, 3, "T3"), refund(5, 1, "T9")], []))
+    assert not store.owes_refunds()
 
 
-def test_expired_payments_that_hold_an_excess_and_no_outcome_are_found(write: Writing) -> None:
+def test_expired_payments_that_hold_an_excess_and_no_outcome_are_found(store: Store, write: Writing) -> None:
     for number, expire_at_ms in ((1, 100), (2, 100), (3, 200), (4, 100), (5, 100)):
         write(make(payment(number, expire_at_ms=expire_at_ms)))
     write(
         lambda transaction: transaction.insert_excess([excess(1), excess(1, 3, "T3"), excess(3), excess(4), excess(5)])
     )
     write(outcomes(closed(4)))
-
-    def find(before_ms: int, limit: int) -> Any:
-        (found,) = write(lambda transaction: transaction.expired_with_excess(before_ms, limit))
-        return found
-
+    find = store.expired_with_excess
     assert find(100, 10) == []
     assert find(101, 10) == [1, 5]
     assert find(201, 10) == [1, 3, 5]
@@ -470,6 +470,12 @@ def claim(write: Writing, now_ms: int, lease_until_ms: int, token: str, limit: i
     (claimed,) = write(lambda transaction: transaction.claim_refunds(now_ms, lease_until_ms, token, limit))
     result: list[Any] = claimed
     return result
+
+
+def test_due_refunds_are_told_to_readers_while_nobody_leases_them(store: Store, refunding: Writing) -> None:
+    assert [store.has_due_refunds(now_ms) for now_ms in (0, 1, 9)] == [False, True, True]
+    claim(refunding, 3, 50, "mine")
+    assert [store.has_due_refunds(now_ms) for now_ms in (49, 50)] == [False, True]
 
 
 def test_due_refunds_are_leased_to_one_at_a_time(refunding: Writing) -> None:

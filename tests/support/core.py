@@ -219,6 +219,7 @@ class Core:
     def a_refunder(self) -> Refunder:
         """Another refunder over the same writer, as another process has one."""
         return Refunder(
+            self.store,
             self.writer,
             self.conversations,
             self.closer,

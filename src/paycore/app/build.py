@@ -75,6 +75,7 @@ def build(settings: Settings, store: Store, metrics: Metrics, on_health: Callabl
         lease_ms=lease_ms,
     )
     refunder = Refunder(
+        store,
         writer,
         conversations,
         close,

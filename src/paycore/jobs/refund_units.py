@@ -36,18 +36,6 @@ class DeriveOwed(UnindexedUnit):
         return intents
 
 
-class FindExpired(UnindexedUnit):
-    """Finds the payments past their expiry that hold an excess and no outcome."""
-
-    def __init__(self, expired_before_ms: int, limit: int) -> None:
-        self._expired_before_ms = expired_before_ms
-        self._limit = limit
-
-    def apply(self, transaction: WriteTransaction) -> list[int]:
-        """Return their payment ids."""
-        return transaction.expired_with_excess(self._expired_before_ms, self._limit)
-
-
 class ClaimDue(UnindexedUnit):
     """Leases the tries that are due, so that no other process sends them at the same time."""
 

@@ -17,9 +17,9 @@ from paycore.domain.errors import PaycoreError
 from paycore.domain.ids import format_channel_order_no
 from paycore.domain.verdicts import CloseReason, NotifyOutcome, RefundState
 from paycore.failpoint import failpoint
-from paycore.jobs.refund_units import ClaimDue, DeriveOwed, FindExpired, Progress, RecordProgress
+from paycore.jobs.refund_units import ClaimDue, DeriveOwed, Progress, RecordProgress
 from paycore.metrics import Metrics
-from paycore.store.protocol import DueRefund
+from paycore.store.protocol import DueRefund, Store
 from paycore.usecases.attempts import Conversations
 from paycore.usecases.close import Close
 from paycore.usecases.writer import Writer
@@ -43,6 +43,7 @@ class Refunder:
 
     def __init__(
         self,
+        store: Store,
         writer: Writer,
         conversations: Conversations,
         close: Close,
@@ -54,6 +55,7 @@ class Refunder:
         lease_ms: int,
         late_grace_ms: int,
     ) -> None:
+        self._store = store
         self._writer = writer
         self._conversations = conversations
         self._close = close
@@ -66,17 +68,28 @@ class Refunder:
 
     async def run_once(self) -> None:
         """Make one pass. Raises StoreUnavailableError or ThrottledError; the next pass goes on from there."""
+        await self._add_missing()
+        await self._close_expired()
+        await self._send_due()
+
+    async def _add_missing(self) -> None:
+        # Looked for by a reader: the writer is asked only where there is something to write.
+        if not await asyncio.to_thread(self._store.owes_refunds):
+            return
         for intent in await self._writer.run(DeriveOwed(_BATCH)):
             self._count(intent.refund.reason, RefundState.PENDING)
             _log.warning("refund_was_missing", payment_id=intent.refund.payment_id, refund_no=intent.refund.refund_no)
-        await self._close_expired()
+
+    async def _send_due(self) -> None:
+        if not await asyncio.to_thread(self._store.has_due_refunds, self._clock.now_ms()):
+            return
         claim = ClaimDue(lease_token=self._new_token(), lease_ms=self._lease_ms, limit=_BATCH)
         gate = asyncio.Semaphore(_AT_ONCE)
         await asyncio.gather(*(self._advance(due, gate) for due in await self._writer.run(claim)))
 
     async def _close_expired(self) -> None:
         expired_before_ms = self._clock.now_ms() - self._late_grace_ms
-        for payment_id in await self._writer.run(FindExpired(expired_before_ms, _BATCH)):
+        for payment_id in await asyncio.to_thread(self._store.expired_with_excess, expired_before_ms, _BATCH):
             try:
                 await self._close.close_payment(payment_id, CloseReason.EXPIRED)
             except PaycoreError as error:

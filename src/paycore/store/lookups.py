@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, exists
 
 from paycore.domain.verdicts import AttemptState
 from paycore.store import tables
-from paycore.store.protocol import REFUND_UNFINISHED, Backlog, CaptureKey, DueRefund
+from paycore.store.protocol import Backlog, CaptureKey, DueRefund
 from paycore.store.rows import (
     ChannelOrderRow,
     ExcessRow,
@@ -129,6 +129,13 @@ def expired_with_excess(connection: Connection, expired_before_ms: int, limit: i
     return list(connection.execute(statement).scalars())
 
 
+def has_due_refunds(connection: Connection, now_ms: int) -> bool:
+    """Tell whether ``due_refunds`` would find any."""
+    tries = tables.refund_try
+    due = (tables.REFUND_UNFINISHED, tries.c.next_at_ms <= now_ms, tries.c.lease_until_ms <= now_ms)
+    return bool(connection.execute(select(exists().where(*due))).scalar_one())
+
+
 def due_refunds(connection: Connection, now_ms: int, limit: int) -> list[DueRefund]:
     """Refund tries without a final word that are due and leased by nobody, longest due first."""
     refund, tries, attempt = tables.refund, tables.refund_try, tables.channel_order
@@ -140,7 +147,7 @@ def due_refunds(connection: Connection, now_ms: int, limit: int) -> list[DueRefu
             and_(attempt.c.payment_id == refund.c.payment_id, attempt.c.attempt == refund.c.attempt),
         )
         .where(
-            tries.c.state.in_(REFUND_UNFINISHED),
+            tables.REFUND_UNFINISHED,
             tries.c.next_at_ms <= now_ms,
             tries.c.lease_until_ms <= now_ms,
         )
@@ -158,12 +165,12 @@ def backlog(connection: Connection) -> Backlog:
     """Count open quarantine, and find the oldest refund that has no final word."""
     evidence, refund, tries = tables.quarantine, tables.refund, tables.refund_try
     quarantine_open = connection.execute(
-        select(func.count()).select_from(evidence).where(evidence.c.is_open == 1)
+        select(func.count()).select_from(evidence).where(tables.QUARANTINE_OPEN)
     ).scalar_one()
     oldest = connection.execute(
         select(func.min(refund.c.recorded_at_ms))
         .join(tries, and_(tries.c.payment_id == refund.c.payment_id, tries.c.refund_no == refund.c.refund_no))
-        .where(tries.c.state.in_(REFUND_UNFINISHED))
+        .where(tables.REFUND_UNFINISHED)
     ).scalar_one()
     return Backlog(quarantine_open, oldest)
 

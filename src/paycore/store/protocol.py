@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
-from paycore.domain.verdicts import AttemptState, RefundState
+from paycore.domain.verdicts import AttemptState
 from paycore.store.rows import (
     ChannelOrderRow,
     ExcessRow,
@@ -139,10 +139,6 @@ class WriteTransaction(Protocol):
         """Excess captures of payments with an outcome, other than the kept one, that have no refund."""
         ...
 
-    def expired_with_excess(self, expired_before_ms: int, limit: int) -> list[int]:
-        """Payments past their expiry that hold an excess capture and no outcome."""
-        ...
-
     def claim_refunds(self, now_ms: int, lease_until_ms: int, lease_token: str, limit: int) -> list[DueRefund]:
         """Lease the tries that are due, so that no other process sends them meanwhile."""
         ...
@@ -187,6 +183,18 @@ class Store(Protocol):
         """Read everything about one payment, as of one commit."""
         ...
 
+    def owes_refunds(self) -> bool:
+        """Tell whether an excess capture of a payment with an outcome has no refund."""
+        ...
+
+    def expired_with_excess(self, expired_before_ms: int, limit: int) -> list[int]:
+        """Payments past their expiry that hold an excess capture and no outcome."""
+        ...
+
+    def has_due_refunds(self, now_ms: int) -> bool:
+        """Tell whether a refund try is due and leased by nobody."""
+        ...
+
     def backlog(self) -> Backlog:
         """Count what is waiting."""
         ...
@@ -194,7 +202,3 @@ class Store(Protocol):
     def dispose(self) -> None:
         """Close every connection."""
         ...
-
-
-REFUND_UNFINISHED = (RefundState.PENDING, RefundState.UNKNOWN, RefundState.ACCEPTED)
-"""The states of a try that has no final word."""

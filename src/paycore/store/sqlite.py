@@ -247,9 +247,6 @@ class SqliteTransaction:
     def excess_owing_refunds(self, limit: int) -> list[CaptureKey]:
         return lookups.excess_owing_refunds(self._connection, limit)
 
-    def expired_with_excess(self, expired_before_ms: int, limit: int) -> list[int]:
-        return lookups.expired_with_excess(self._connection, expired_before_ms, limit)
-
     def claim_refunds(self, now_ms: int, lease_until_ms: int, lease_token: str, limit: int) -> list[DueRefund]:
         claimed = []
         for due in lookups.due_refunds(self._connection, now_ms, limit):
@@ -339,6 +336,15 @@ class SqliteStore:
 
     def load_file(self, payment_id: int) -> PaymentFile | None:
         return self._read(lambda connection: lookups.load_file(connection, payment_id))
+
+    def owes_refunds(self) -> bool:
+        return self._read(lambda connection: bool(lookups.excess_owing_refunds(connection, 1)))
+
+    def expired_with_excess(self, expired_before_ms: int, limit: int) -> list[int]:
+        return self._read(lambda connection: lookups.expired_with_excess(connection, expired_before_ms, limit))
+
+    def has_due_refunds(self, now_ms: int) -> bool:
+        return self._read(lambda connection: lookups.has_due_refunds(connection, now_ms))
 
     def backlog(self) -> Backlog:
         return self._read(lookups.backlog)

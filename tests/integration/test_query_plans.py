@@ -1,0 +1,53 @@
+"""What the refunder asks every second, and the gauges with it, is answered from indexes, however much is finished."""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event
+
+from paycore.store import lookups
+from paycore.store.engine import parse_database_url
+from paycore.store.schema import migrate
+
+READS: list[tuple[str, Callable[[Connection], Any], str]] = [
+    ("is a refund due", lambda connection: lookups.has_due_refunds(connection, 1), "ix_refund_try_unfinished"),
+    ("which refunds are due", lambda connection: lookups.due_refunds(connection, 1, 10), "ix_refund_try_unfinished"),
+    ("what is waiting: refunds", lookups.backlog, "ix_refund_try_unfinished"),
+    ("what is waiting: quarantine", lookups.backlog, "ix_quarantine_open"),
+]
+
+
+def plans(path: Path, read: Callable[[Connection], Any]) -> str:
+    """Run a read; return SQLite's plans of every statement that it sent."""
+    sent: list[tuple[str, Any]] = []
+    engine = parse_database_url(f"sqlite:///{path}").engine(writes=False)
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        sent.append((statement, parameters))
+
+    with engine.connect() as connection, connection.begin():
+        read(connection)
+    engine.dispose()
+    asked = sqlite3.connect(path)
+    try:
+        rows = [row for one, values in sent for row in asked.execute(f"EXPLAIN QUERY PLAN {one}", values)]
+    finally:
+        asked.close()
+    return "\n".join(str(row[-1]) for row in rows)
+
+
+@pytest.mark.parametrize(("read", "index"), [row[1:] for row in READS], ids=[row[0] for row in READS])
+def test_frequent_read_uses_its_index(tmp_path: Path, read: Callable[[Connection], Any], index: str) -> None:
+    migrate(f"sqlite:///{tmp_path / 'p.db'}")
+    assert index in plans(tmp_path / "p.db", read)
+
+
+def test_frequent_reads_scan_no_table_of_finished_work(tmp_path: Path) -> None:
+    migrate(f"sqlite:///{tmp_path / 'p.db'}")
+    for _, read, _ in READS:
+        for line in plans(tmp_path / "p.db", read).splitlines():
+            assert not line.startswith("SCAN") or "USING" in line or "CONSTANT ROW" in line, line
