@@ -68,25 +68,27 @@ async def assert_recovered(core: Core, payment_id: int) -> None:
 # Disk full
 
 
-@pytest.mark.parametrize("disk", ["tmpfs"] if can_mount() else [])
-async def test_full_disk_acknowledges_nothing_and_goes_on_when_there_is_room(disk: str) -> None:
-    """Collected where mounting is allowed; the case by RLIMIT_FSIZE below runs everywhere."""
-    with small_disk(1_024) as folder, Core(fresh_database(folder / "paycore.db"), clock=ManualClock()) as core:
-        ids = [await core.make_payment() for _ in range(3)]
-        await core.notify(core.word(ids[0]))
-        # While a reader is connected the log is not folded into the file, which would make room.
-        await core.query.find(ByPaymentId(ids[0]))
-        filler = fill(folder)
-        await beat_until_full(core)
-        payment_id = ids[1]
-        await assert_unavailable(core, payment_id)
-        with pytest.raises(StoreUnavailableError):
-            await core.writer.run(Heartbeat())
-        assert {row.payment_id for row in core.snapshot()["payment_outcome"]} == {ids[0]}
-        assert (await core.query.find(ByPaymentId(ids[0]))).record.state == PaymentState.PAID
-        filler.unlink()
-        await assert_recovered(core, payment_id)
-        await assert_recovered(core, ids[2])
+# Mounting needs rights that not every runner has. A limit on the file's size, below, shows the same everywhere.
+if can_mount():
+
+    async def test_full_disk_acknowledges_nothing_and_goes_on_when_there_is_room() -> None:
+        """A file system of its own that has no room left."""
+        with small_disk(1_024) as folder, Core(fresh_database(folder / "paycore.db"), clock=ManualClock()) as core:
+            ids = [await core.make_payment() for _ in range(3)]
+            await core.notify(core.word(ids[0]))
+            # While a reader is connected the log is not folded into the file, which would make room.
+            await core.query.find(ByPaymentId(ids[0]))
+            filler = fill(folder)
+            await beat_until_full(core)
+            payment_id = ids[1]
+            await assert_unavailable(core, payment_id)
+            with pytest.raises(StoreUnavailableError):
+                await core.writer.run(Heartbeat())
+            assert {row.payment_id for row in core.snapshot()["payment_outcome"]} == {ids[0]}
+            assert (await core.query.find(ByPaymentId(ids[0]))).record.state == PaymentState.PAID
+            filler.unlink()
+            await assert_recovered(core, payment_id)
+            await assert_recovered(core, ids[2])
 
 
 async def beat_until_full(core: Core) -> None:
