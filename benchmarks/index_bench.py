@@ -171,6 +171,7 @@ def dict_check(
         and entry[0] == amount
         and entry[1] == currency
         and entry[3] == 1
+        and entry[6] == 0
         and created_at_ms <= paid_at_ms <= received_at_ms
         and paid_at_ms <= entry[2]
     ):
@@ -195,7 +196,8 @@ def dict_check_rarely(
         expire_at_ms=entry[2],
     )
     verdict = decide(facts, Moment(*times, late_grace_ms=0))
-    return verdict if verdict & 0xFF == NotifyOutcome.ACCEPTED else verdict | VerdictFlag.ASK
+    alone = verdict & 0xFF == NotifyOutcome.ACCEPTED and entry[6] == 0
+    return verdict if alone else verdict | VerdictFlag.ASK
 
 
 def dict_singly(entries: dict[int, DictEntry], load: Load) -> Callable[[], None]:

@@ -97,12 +97,13 @@ static inline uint32_t check(const probe_t *probe, int64_t id, uint8_t attempt, 
     unsigned state = (unsigned)(entry->terms >> 48) & 3;
     if (state != 1)
         return (state == 2 ? 2 : 3) | ASK;
+    uint32_t ask = entry->mask ? ASK : 0;
     int64_t created = (int64_t)(entry->key >> 22) + ID_EPOCH_MS;
     if (paid_at < created || paid_at - received_at > AHEAD_LIMIT_MS)
-        return 1 | UNTRUSTED;
+        return 1 | UNTRUSTED | ask;
     int64_t earlier = paid_at < received_at ? paid_at : received_at;
     if (earlier <= created + (int64_t)(uint32_t)entry->terms)
-        return 1;
+        return 1 | ask;
     return 3 | ASK | (attempts > 1 ? 0 : CLOSES);
 }
 
