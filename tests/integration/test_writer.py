@@ -446,14 +446,12 @@ async def test_pay_whose_commit_was_not_answered_makes_one_payment_and_one_attem
     assert next(iter(rows["payment"])).payment_id == payment_id
 
 
-@pytest.mark.xfail(strict=True, reason="a failure on record does not say which try of a group wrote it")
 async def test_failure_whose_commit_was_not_answered_is_no_replay(start_racer: Any, db_path: Path) -> None:
     racer = await start_racer(**{"store.committed*2": "error"})
     payment_id = await racer.ask("make", attempts=["bank_a"], ended=[])
     assert await racer.ask("fail", payment_id=payment_id, attempt=1) == ["RECORDED", False]
 
 
-@pytest.mark.xfail(strict=True, reason="an arrival is counted again when its group is decided again")
 async def test_unknown_word_whose_commit_was_not_answered_is_counted_as_one_arrival(
     start_racer: Any, db_path: Path
 ) -> None:

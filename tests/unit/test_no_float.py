@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "paycore"
 MONEY_PACKAGES = ("domain", "store", "usecases", "jobs", "channels")
 
 ALLOWED = {
-    ("usecases/writer.py", "(now_ns - started_ns) / 1000000000.0"): "seconds for a metric",
+    ("usecases/group_report.py", "(now_ns - started_ns) / 1000000000.0"): "seconds for a metric",
     ("usecases/pay.py", "max(0, answer_at_ms - self._clock.now_ms()) / 1000"): "seconds for asyncio.wait",
     ("usecases/pay.py", "_POLL_MS / 1000"): "seconds for asyncio.sleep",
     ("jobs/runner.py", "interval_ms / 1000"): "seconds for asyncio.wait_for",

@@ -1,13 +1,15 @@
-"""What makes a notification INVALID where headers are JSON text: NUL itself, not a text that looks like its escape."""
+"""What makes a notification INVALID, NUL in headers as JSON above all; and the short way through for the ordinary."""
 
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from paycore.domain.decision import ABSENT_MS
 from paycore.domain.notification import Notification
 from paycore.domain.verdicts import ChannelResult
-from paycore.usecases.notify import violations
+from paycore.usecases.notify import MAX_HEADERS_BYTES, MAX_RAW_BYTES, is_plain, violations
 
 HEADERS = [
     ("a NUL", "\0", True),
@@ -33,3 +35,41 @@ def test_headers_with_nul_are_refused_and_only_those(value: str, refused: bool) 
         headers=json.dumps({"h": value}),
     )
     assert [violation.field for violation in violations(word)] == (["headers"] if refused else [])
+
+
+TEXTS = st.text(max_size=70) | st.sampled_from(["", "simbank", "\0", "x" * 16, "x" * 17, "x" * 32, "x" * 33, "x" * 64])
+WORDS = st.builds(
+    Notification,
+    channel=TEXTS,
+    account=TEXTS,
+    channel_order_no=TEXTS,
+    result=st.sampled_from(ChannelResult),
+    amount_minor=st.integers(-2, 2),
+    currency=TEXTS,
+    channel_trade_no=TEXTS,
+    paid_at_ms=st.just(ABSENT_MS),
+    received_at_ms=st.just(0),
+    raw=st.sampled_from([b"", b"r" * MAX_RAW_BYTES, b"r" * (MAX_RAW_BYTES + 1)]),
+    headers=st.sampled_from(["", '{"a":"b"}', '{"a":"\\u0000"}', "é" * (MAX_HEADERS_BYTES // 2 + 1)]),
+)
+
+
+@given(WORDS)
+def test_word_that_is_plain_breaks_no_rule(word: Notification) -> None:
+    if is_plain(word):
+        assert violations(word) == []
+
+
+def test_ordinary_success_is_plain() -> None:
+    """Without this, the test above would pass on words of which none is plain."""
+    word = Notification(
+        "simbank", "bank_a", "25062980039633305601", ChannelResult.SUCCESS, 1, "CNY", "T" * 32, ABSENT_MS, 0, raw=b"{}"
+    )
+    assert is_plain(word)
+    for change in (
+        {"amount_minor": 0},
+        {"channel_trade_no": ""},
+        {"account": "a\0"},
+        {"result": ChannelResult.FAILURE},
+    ):
+        assert not is_plain(word._replace(**change))

@@ -30,6 +30,9 @@ _MAX_DURATION_SECONDS = 315_576_000_000
 _MAX_NANOS = 999_999_999
 _NANOS_PER_MS = 1_000_000
 
+# Made once: json.dumps with options builds one anew for each call.
+_HEADERS_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
 
 def instant_ms(timestamp: Timestamp) -> int:
     """Read a Timestamp as milliseconds, rounded down. One that is not valid is moved to the nearest valid one.
@@ -63,7 +66,7 @@ def duration_ms(duration: Duration, field: str) -> int:
 
 def headers_json(headers: Mapping[str, str]) -> str:
     """Write headers as JSON text, sorted by name, so that equal headers are equal texts; empty when there are none."""
-    return json.dumps(dict(headers), sort_keys=True, separators=(",", ":"), ensure_ascii=False) if headers else ""
+    return _HEADERS_ENCODER.encode(dict(headers)) if headers else ""
 
 
 def attempt_message(row: ChannelOrderRow) -> v1.Attempt:

@@ -131,8 +131,12 @@ class WriteTransaction(Protocol):
         """Insert refund intents, each with its first try. Those that exist are left alone."""
         ...
 
-    def put_quarantine(self, rows: Sequence[QuarantineRow]) -> None:
-        """Insert evidence, or count its arrival and open it where the same evidence is there."""
+    def put_quarantine(self, rows: Sequence[QuarantineRow], *, maybe_counted: bool = False) -> None:
+        """Insert evidence, or count its arrival and open it where the same evidence is there.
+
+        maybe_counted: an earlier try may have counted these arrivals already; one that was seen last at the same moment
+        is left alone.
+        """
         ...
 
     def excess_owing_refunds(self, limit: int) -> list[CaptureKey]:

@@ -83,9 +83,10 @@ def _first_outcome_sql() -> str:
     )
 
 
-def _quarantine_statement() -> Any:
+def _quarantine_statement(*, unless_counted: bool) -> Any:
     table = tables.quarantine
     statement = dialect.insert(table)
+    newer = statement.excluded.last_seen_at_ms > table.c.last_seen_at_ms
     return statement.on_conflict_do_update(
         index_elements=[table.c.quarantine_id],
         set_={
@@ -93,6 +94,7 @@ def _quarantine_statement() -> Any:
             "arrivals": table.c.arrivals + statement.excluded.arrivals,
             "is_open": literal_column("1"),
         },
+        where=newer if unless_counted else None,
     )
 
 
@@ -104,7 +106,8 @@ _INSERT_REFUND_TRY = _insert_unless_there(tables.refund_try)
 _INSERT_REFUND_RESULT = _insert_unless_there(tables.refund_result)
 _INSERT_PAYMENT = _insert_unless_there(tables.payment)
 _INSERT_MERCHANT_ORDER = _insert_unless_there(tables.merchant_order)
-_PUT_QUARANTINE = _quarantine_statement()
+_PUT_QUARANTINE = _quarantine_statement(unless_counted=False)
+_PUT_QUARANTINE_AGAIN = _quarantine_statement(unless_counted=True)
 
 _CONVERSATION_COLUMNS = (
     "state",
@@ -241,8 +244,9 @@ class SqliteTransaction:
         self._insert(_INSERT_REFUND, [row._asdict() for row in rows])
         self._insert(_INSERT_REFUND_TRY, [row._asdict() for row in first_tries])
 
-    def put_quarantine(self, rows: Sequence[QuarantineRow]) -> None:
-        self._connection.execute(_PUT_QUARANTINE, [row._asdict() for row in rows])
+    def put_quarantine(self, rows: Sequence[QuarantineRow], *, maybe_counted: bool = False) -> None:
+        statement = _PUT_QUARANTINE_AGAIN if maybe_counted else _PUT_QUARANTINE
+        self._connection.execute(statement, [row._asdict() for row in rows])
 
     def excess_owing_refunds(self, limit: int) -> list[CaptureKey]:
         return lookups.excess_owing_refunds(self._connection, limit)

@@ -7,6 +7,7 @@ Order of writing: outcomes first; then, from the outcomes that really stand, exc
 in memory that 2 is a duplicate of 1 and then losing 1 to another process would refund the money that was kept.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -43,6 +44,9 @@ AccountCodes = Callable[[str, str], int]
 
 _OUTCOME_MASK = 0xFF
 _FLAGS_MASK = ~_OUTCOME_MASK
+# Plain integers, as in ``domain.notification``: operations on enumerated values are slow where each word passes.
+_ACCEPTED = int(NotifyOutcome.ACCEPTED)
+_ASK = int(VerdictFlag.ASK)
 
 
 class GroupResult(NamedTuple):
@@ -130,7 +134,7 @@ class GroupJudge:
             if order is None or notification.result != ChannelResult.SUCCESS:
                 continue
             packed = self._check(notification, order)
-            if packed & _OUTCOME_MASK != NotifyOutcome.ACCEPTED or packed & VerdictFlag.ASK:
+            if packed & _OUTCOME_MASK != _ACCEPTED or packed & _ASK:
                 continue
             self._index.accept(order.payment_id, order.attempt)
             verdicts[position] = verdict = _verdict(packed, order)
@@ -229,7 +233,7 @@ class RarePlan:
             transaction.note_failures(failures)
         evidence = [row for row in self._quarantine.values() if row.payment_id not in lost]
         if evidence:
-            transaction.put_quarantine(evidence)
+            transaction.put_quarantine(evidence, maybe_counted=bool(self._own_tries))
         self.verdicts = [(position, verdict) for position, verdict in self.verdicts if verdict.payment_id not in lost]
         return intents
 
@@ -253,7 +257,9 @@ class RarePlan:
         if (attempt.channel, attempt.account) != (notification.channel, notification.account):
             return NotifyOutcome.CONFLICT
         if attempt.failed_at_ms is not None:
-            return NotifyOutcome.RECORDED | VerdictFlag.REPLAYED
+            # An earlier try of this group wrote it where it is of the very moment at which this word arrived.
+            own = bool(self._own_tries) and attempt.failed_at_ms == notification.received_at_ms
+            return NotifyOutcome.RECORDED if own else NotifyOutcome.RECORDED | VerdictFlag.REPLAYED
         record, at_ms = self._records[attempt.payment_id], notification.received_at_ms
         ends = attempt.attempt not in record.captured_attempts()
         self._failures.append(
@@ -363,8 +369,13 @@ def _facts(
     )
 
 
+@functools.cache
+def _unpack(packed: int) -> tuple[NotifyOutcome, VerdictFlag]:
+    return NotifyOutcome(packed & _OUTCOME_MASK), VerdictFlag(packed & _FLAGS_MASK)
+
+
 def _verdict(packed: int, order: ChannelOrderNo | None) -> Verdict:
-    outcome, flags = NotifyOutcome(packed & _OUTCOME_MASK), VerdictFlag(packed & _FLAGS_MASK)
+    outcome, flags = _unpack(int(packed))
     return Verdict(outcome, flags) if order is None else Verdict(outcome, flags, *order)
 
 

@@ -13,7 +13,7 @@ that row stands alone and is answered for itself. Anything else: nobody is answe
 import asyncio
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
@@ -31,9 +31,10 @@ from paycore.domain.errors import (
 from paycore.domain.notification import Notification, Verdict
 from paycore.domain.verdicts import NotifyOutcome
 from paycore.failpoint import failpoint
-from paycore.metrics import Metrics, NotifyLabel
+from paycore.metrics import Metrics
 from paycore.store.protocol import CommitUnknownError, RowRefusedError, Store, StoreBusyError, WriteTransaction
 from paycore.store.rows import Stamp
+from paycore.usecases.group_report import GroupReport
 from paycore.usecases.judge import AccountCodes, GroupJudge, GroupResult
 
 MAX_GROUP = 4_000
@@ -50,9 +51,6 @@ GATHER_LIMIT_NS = 5_000_000
 
 MAX_TRIES = 5
 """How often a group is decided before it is answered UNAVAILABLE; each try waits up to the store's busy timeout."""
-
-UNCONFIGURED = "unconfigured"
-"""The metrics label of every channel that is not configured: its name is text from outside."""
 
 _T_co = TypeVar("_T_co", covariant=True)
 _T = TypeVar("_T")
@@ -119,6 +117,7 @@ class Writer:
         self._accounts = accounts
         self._clock = clock
         self._metrics = metrics
+        self._report = GroupReport(metrics, accounts)
         self._judge = GroupJudge(index, accounts, late_grace_ms)
         self._queue_limit = queue_limit
         self._on_health = on_health
@@ -172,8 +171,7 @@ class Writer:
 
     def _count_refused(self, work: Notification | WriteUnit[Any], outcome: NotifyOutcome) -> None:
         if isinstance(work, Notification):
-            label = NotifyLabel(self._channel_label(work), outcome.name, replayed=False)
-            self._metrics.count_notifications({label: 1})
+            self._report.refused(work, outcome)
 
     def _serve(self) -> None:
         while group := self._take():
@@ -264,60 +262,34 @@ class Writer:
             self._index.rollback()
             raise
         self._index.commit()
-        for answer in answers:
-            if answer.error is None:
-                cast(WriteUnit[Any], answer.waiting.work).committed(self._index)
-        self._observe(group, notes, result, started_ns)
         verdicts = zip(notes, result.verdicts, strict=True)
+        self._after_commit(answers, group, notifications, result, started_ns)
         return answers + [_Answer(waiting, verdict, None) for waiting, verdict in verdicts]
+
+    def _after_commit(
+        self,
+        units: Sequence[_Answer],
+        group: Sequence[_Waiting],
+        notifications: Sequence[Notification],
+        result: GroupResult,
+        started_ns: int,
+    ) -> None:
+        """Do what nobody waits for. It must not fail the group: that is durable now and would be run again."""
+        try:
+            for unit in units:
+                if unit.error is None:
+                    cast(WriteUnit[Any], unit.waiting.work).committed(self._index)
+            queued_ns = [waiting.queued_ns for waiting in group if isinstance(waiting.work, Notification)]
+            self._report.committed(len(group), started_ns, queued_ns, notifications, result)
+        except Exception:  # noqa: BLE001 - an index that was not told guesses wrong and asks; a count is lost
+            _log.exception("after_commit_broke", writes=len(group))
 
     def _open_stream(self) -> int:
         self._writer_no = number = self._store.open_writer(self._clock.now_ms())
         return number
 
-    def _observe(
-        self, group: Sequence[_Waiting], notes: Sequence[_Waiting], result: GroupResult, started_ns: int
-    ) -> None:
-        now_ns = time.perf_counter_ns()
-        self._metrics.commit_seconds.observe((now_ns - started_ns) / 1e9)
-        self._metrics.commit_group_size.observe(len(group))
-        if not notes:
-            return
-        self._metrics.notify_seconds.observe_all_ns(now_ns - waiting.queued_ns for waiting in notes)
-        counts: Counter[NotifyLabel] = Counter()
-        for waiting, verdict in zip(notes, result.verdicts, strict=True):
-            notification = cast(Notification, waiting.work)
-            counts[NotifyLabel(self._channel_label(notification), verdict.outcome.name, verdict.replayed)] += 1
-            if verdict.outcome not in _QUIET or verdict.paid_at_untrusted:
-                _log_verdict(notification, verdict)
-        self._metrics.count_notifications(counts)
-        for intent in result.refunds:
-            self._metrics.count_refunds(NotifyOutcome(intent.refund.reason).name, "PENDING")
-
-    def _channel_label(self, notification: Notification) -> str:
-        known = self._accounts(notification.channel, notification.account)
-        return notification.channel if known else UNCONFIGURED
-
     def _count_failure(self, cause: str) -> None:
         self._metrics.commit_failures.labels(cause).inc()
-
-
-_QUIET = frozenset({NotifyOutcome.ACCEPTED, NotifyOutcome.RECORDED})
-
-
-def _log_verdict(notification: Notification, verdict: Verdict) -> None:
-    _log.info(
-        "notification_judged",
-        payment_id=verdict.payment_id,
-        attempt=verdict.attempt,
-        outcome=verdict.outcome.name,
-        replayed=verdict.replayed,
-        paid_at_untrusted=verdict.paid_at_untrusted,
-        channel_order_no=notification.channel_order_no,
-        channel_trade_no=notification.channel_trade_no,
-        amount_minor=notification.amount_minor,
-        currency=notification.currency,
-    )
 
 
 def _apply(transaction: WriteTransaction, waiting: _Waiting) -> _Answer:
