@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from paycore import __version__
-from paycore.cli import VERBS, build
+from paycore.cli import build
 from tests.support.facts import contents
 from tests.support.server import PAYCORE, ServerProcess, clean_environment
 from tests.support.simbank import SECRETS, bank_process
