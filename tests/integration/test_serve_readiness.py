@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -131,6 +133,16 @@ def test_metrics_name_every_promised_series(server: ServerProcess) -> None:
     ):
         assert f"\n{name}" in text, name
     assert "# TYPE paycore_refunds_total counter" in text
+
+
+def test_metrics_pass_prometheus_own_check(server: ServerProcess) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian: prometheus)")
+    unknown_word(server, "T-1")
+    _, text = http(server, "/metrics")
+    checked = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
 
 def test_path_that_is_not_there_is_named(server: ServerProcess) -> None:
