@@ -38,7 +38,8 @@ _RESULTS = {
 # A server that comes back is found at once: the default waits up to two minutes.
 _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Bounds one connection attempt; how soon the next follows is the first line.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # paycore listens on loopback; a proxy of the environment would look for it elsewhere.
     ("grpc.enable_http_proxy", 0),
