@@ -1,5 +1,6 @@
 """The table of money rules in docs/architecture.md names every mutant with the test that must notice it."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ def test_mutant_stands_in_the_table_with_its_rule_and_test(path: Path) -> None:
     assert row.startswith(f"| {mutant.rule} |")
     assert f"`{name.removeprefix('tests/')}`" in row
     assert f"`{test}`" in row
+
+
+@pytest.mark.parametrize("path", PATCHES, ids=[path.stem for path in PATCHES])
+def test_mutant_applies_to_the_sources_as_they_are(path: Path) -> None:
+    tried = subprocess.run(["git", "apply", "--check", str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert (tried.returncode, tried.stderr) == (0, "")
 
 
 def test_every_rule_has_a_mutant() -> None:
