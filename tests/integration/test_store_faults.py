@@ -210,3 +210,38 @@ async def test_table_that_is_gone_is_unavailable_and_no_row_of_the_group_is_blam
         connection.execute("ALTER TABLE hidden RENAME TO payment_outcome")
     connection.close()
     await assert_recovered(core, payment_id)
+
+
+# File deleted or moved away
+
+
+async def test_database_moved_away_while_it_is_served_acknowledges_nothing_and_goes_on_when_it_is_back(
+    core: Core, tmp_path: Path
+) -> None:
+    """SQLite itself would go on committing to a file that nobody will ever find again."""
+    first, second = [await core.make_payment() for _ in range(2)]
+    await core.notify(core.word(first))
+    away = tmp_path / "away.db"
+    (tmp_path / "paycore.db").rename(away)
+    await assert_unavailable(core, second)
+    await assert_unavailable(core, second)
+    away.rename(tmp_path / "paycore.db")
+    await assert_recovered(core, second)
+    assert (await core.notify(core.word(first))).replayed
+
+
+async def test_database_replaced_by_its_backup_is_not_written_to_the_old_file(core: Core, tmp_path: Path) -> None:
+    path = tmp_path / "paycore.db"
+    payment_id = await core.make_payment()
+    backup = sqlite3.connect(tmp_path / "backup.db")
+    with sqlite3.connect(path) as source:
+        source.backup(backup)
+    source.close()
+    backup.close()
+    (tmp_path / "backup.db").rename(path)
+    await assert_unavailable(core, payment_id)
+    await assert_recovered(core, payment_id)
+    with sqlite3.connect(path) as found:
+        (count,) = found.execute("SELECT count(*) FROM payment_outcome").fetchone()
+    found.close()
+    assert count == 1

@@ -30,6 +30,14 @@ class SqliteFile:
         self.path = path
         self.synchronous = synchronous
 
+    def identity(self) -> tuple[int, int] | None:
+        """Tell which file the path names now; None when it names none."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
     def engine(self, *, writes: bool, create: bool = False) -> Engine:
         """Return an engine. A writing one begins each transaction IMMEDIATE, so what it reads stays true."""
         engine = create_engine(

@@ -297,6 +297,7 @@ class SqliteStore:
         self._writing: Engine = file.engine(writes=True)
         self._reading: Engine = file.engine(writes=False)
         self._connection: Connection | None = None
+        self._opened: tuple[int, int] | None = None
 
     def open_writer(self, started_at_ms: int) -> int:
         with self._translated(), self._writer_connection().begin():
@@ -316,6 +317,7 @@ class SqliteStore:
                     failpoint("store.begun")
                     yield SqliteTransaction(connection, stamp)
                     failpoint("store.before_commit")
+                    self._refuse_replaced_file()
                     self._commit(transaction)
         except StoreUnavailableError:
             # The file may be another one when it comes back, so the next group opens it anew.
@@ -368,8 +370,18 @@ class SqliteStore:
 
     def _writer_connection(self) -> Connection:
         if self._connection is None:
+            self._opened = self._file.identity()
             self._connection = self._writing.connect()
+            # Readers may still hold the file that was there before.
+            self._reading.dispose()
         return self._connection
+
+    def _refuse_replaced_file(self) -> None:
+        """SQLite goes on writing to a file that was deleted or moved away, and what it commits there is lost."""
+        if self._file.identity() != self._opened:
+            raise StoreUnavailableError(
+                "STORE_UNAVAILABLE", f"{self._file.path}: the database file was deleted or replaced while in use"
+            )
 
     def _drop_connection(self) -> None:
         if self._connection is not None:
