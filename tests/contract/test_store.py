@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -221,8 +222,13 @@ def test_savepoint_left_by_an_exception_undoes_its_own_writes_alone(store: Store
     assert [store.load_record(number) is not None for number in (1, 2, 3)] == [True, False, True]
 
 
-def test_touch_writer_notes_the_time(store: Store, write: Writing) -> None:
+def test_touch_writer_notes_the_time(write: Writing, tmp_path: Path) -> None:
     write(lambda transaction: transaction.touch_writer())
+    with closing(sqlite3.connect(next(tmp_path.glob("*.db")))) as connection:
+        rows = connection.execute(
+            "SELECT started_at_ms, seen_at_ms FROM writer WHERE writer_no = ?", (write.writer_no,)
+        ).fetchall()
+    assert rows == [(1_000, 10_001)]
 
 
 # Payments and attempts
