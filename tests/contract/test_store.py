@@ -20,6 +20,7 @@ from paycore.store.protocol import (
     WriteTransaction,
 )
 from paycore.store.rows import (
+    MAX_QUARANTINE_IN_FILE,
     ChannelOrderRow,
     ExcessRow,
     OutcomeRow,
@@ -554,6 +555,18 @@ def test_evidence_is_kept_byte_for_byte(store: Store, write: Writing) -> None:
     file = store.load_file(1)
     assert file is not None
     assert file.quarantine == [row]
+
+
+def test_file_holds_the_evidence_seen_first_and_counts_the_rest(store: Store, write: Writing) -> None:
+    count = MAX_QUARANTINE_IN_FILE + 7
+    words = [
+        evidence(f"{count - at:04d}", payment_id=1, first_seen_at_ms=at, last_seen_at_ms=at) for at in range(count)
+    ]
+    write(make(payment()), lambda transaction: transaction.put_quarantine(words))
+    file = store.load_file(1)
+    assert file is not None
+    assert file.quarantine == words[:MAX_QUARANTINE_IN_FILE]
+    assert file.quarantine_total == count
 
 
 def test_file_of_an_absent_payment_is_none(store: Store) -> None:

@@ -126,7 +126,8 @@ def payment_file(
     results: list[RefundResultRow] | None = None,
     quarantine: list[QuarantineRow] | None = None,
 ) -> PaymentFile:
-    return PaymentFile(PaymentRecord(PAYMENT), [REFUND], tries or [], results or [], quarantine or [])
+    words = quarantine or []
+    return PaymentFile(PaymentRecord(PAYMENT), [REFUND], tries or [], results or [], words, len(words))
 
 
 CREDENTIALS = [
@@ -233,3 +234,4 @@ def test_payment_that_is_paid_shows_outcome_attempts_excess_and_quarantine() -> 
         (3, True, v1.NOTIFY_OUTCOME_MISMATCH)
     ]
     assert message.quarantine[0].last_seen_at.ToMilliseconds() == 2_000
+    assert message.quarantine_total == 1

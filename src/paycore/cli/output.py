@@ -98,7 +98,9 @@ def print_payment(payment: payment_pb2.Payment) -> None:
     _print_table("attempts", ("attempt", "account", "method", "state", "pay at"), map(_attempt, payment.attempts))
     _print_table("excess", ("attempt", "trade", "amount", "why"), map(_excess, payment.excess))
     _print_table("refunds", ("trade", "amount", "why", "state", "tries", "last word"), map(_refund, payment.refunds))
-    _print_table("quarantine", ("order", "trade", "amount", "why", "arrivals"), map(_evidence, payment.quarantine))
+    shown = len(payment.quarantine)
+    title = "quarantine" if shown == payment.quarantine_total else f"quarantine: {shown} of {payment.quarantine_total}"
+    _print_table(title, ("order", "trade", "amount", "why", "arrivals"), map(_evidence, payment.quarantine))
 
 
 def _outcome(payment: payment_pb2.Payment) -> str:

@@ -106,6 +106,7 @@ def payment_message(file: PaymentFile) -> v1.Payment:
         excess=[_excess_message(row) for row in record.excess],
         refunds=[_refund_message(row, file) for row in file.refunds],
         quarantine=[_quarantine_message(row) for row in file.quarantine],
+        quarantine_total=file.quarantine_total,
     )
 
 

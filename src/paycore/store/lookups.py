@@ -9,6 +9,7 @@ from paycore.domain.verdicts import AttemptState
 from paycore.store import tables
 from paycore.store.protocol import Backlog, CaptureKey, DueRefund
 from paycore.store.rows import (
+    MAX_QUARANTINE_IN_FILE,
     ChannelOrderRow,
     ExcessRow,
     OutcomeRow,
@@ -80,12 +81,15 @@ def load_file(connection: Connection, payment_id: int) -> PaymentFile | None:
 
     refund, evidence = tables.refund, tables.quarantine
     tries, results = tables.refund_try, tables.refund_result
+    of_payment = evidence.c.payment_id == payment_id
+    first_seen = select(evidence).where(of_payment).order_by(evidence.c.first_seen_at_ms, evidence.c.quarantine_id)
     return PaymentFile(
         record,
         [RefundRow(*row) for row in rows(refund, refund.c.recorded_at_ms, refund.c.refund_no)],
         [RefundTryRow(*row) for row in rows(tries, tries.c.refund_no, tries.c.seq)],
         [RefundResultRow(*row) for row in rows(results, results.c.refund_no, results.c.seq)],
-        [QuarantineRow(*row) for row in rows(evidence, evidence.c.first_seen_at_ms, evidence.c.quarantine_id)],
+        [QuarantineRow(*row) for row in connection.execute(first_seen.limit(MAX_QUARANTINE_IN_FILE))],
+        connection.execute(select(func.count()).select_from(evidence).where(of_payment)).scalar_one(),
     )
 
 

@@ -256,11 +256,16 @@ class PaymentRecord:
         ]
 
 
+MAX_QUARANTINE_IN_FILE = 100
+"""Entries of quarantine that a payment's file holds: what comes from outside must not make it too large to read."""
+
+
 class PaymentFile(NamedTuple):
-    """Everything on record about one payment, for reading."""
+    """Everything on record about one payment, for reading. quarantine: the entries seen first, of quarantine_total."""
 
     record: PaymentRecord
     refunds: list[RefundRow]
     refund_tries: list[RefundTryRow]
     refund_results: list[RefundResultRow]
     quarantine: list[QuarantineRow]
+    quarantine_total: int
