@@ -154,7 +154,16 @@ def test_demo_on_a_broken_server_fails_and_names_its_logs(
     }
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let children be interrupted: who runs the tests in a shell's background hands them SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_demo_that_is_interrupted_ends_its_processes_and_keeps_its_logs(place: Place, number: signal.Signals) -> None:
     with place.start() as process:
