@@ -32,14 +32,6 @@ class ChannelRegistry:
         """Return the adapter of a configured channel. Raises KeyError when there is none."""
         return self._channels[name]
 
-    def channel_names(self) -> list[str]:
-        """The configured channels, in the order of configuration."""
-        return list(self._channels)
-
-    def account_names(self, channel: str) -> list[str]:
-        """The configured accounts of a channel, in the order of configuration."""
-        return [account for name, account in self._codes if name == channel]
-
     async def aclose(self) -> None:
         """Close every adapter."""
         for channel in self._channels.values():
