@@ -182,9 +182,8 @@ class Bank:
 
     # What time brings
 
-    def settle_due(self) -> None:
+    def settle_due(self, now_ms: int) -> None:
         """Bring accepted charges and refunds whose time has come to their end."""
-        now_ms = self._clock.now_ms()
         with self._disk.transaction():
             orders, refunds = self._disk.orders_to_settle(now_ms), self._disk.refunds_to_settle(now_ms)
             for order in orders:

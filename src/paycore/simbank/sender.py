@@ -108,8 +108,9 @@ class Sender:
         return None if next_ms is None else max(0, next_ms - self._clock.now_ms()) / 1000
 
     def _look(self) -> tuple[list[Notification], int | None]:
-        self._bank.settle_due()
+        # One moment for all three: what fell due between two readings would be neither settled nor waited for.
         now_ms = self._clock.now_ms()
+        self._bank.settle_due(now_ms)
         return self._disk.notifications_due(now_ms), self._disk.next_due_ms(now_ms)
 
     def _start(self, key: OrderKey, seqs: Sequence[int]) -> None:
