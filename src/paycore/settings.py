@@ -78,13 +78,13 @@ class Settings(BaseSettings):
         default=0, ge=0, le=_DAY_SECONDS * 1_000, description="How long after its expiry a payment counts as in time."
     )
     queue_limit: int = Field(
-        default=10_000,
+        default=100_000,
         ge=1,
         le=1_000_000,
         description="How many writes may wait; more are answered RESOURCE_EXHAUSTED.",
     )
     max_message_bytes: int = Field(
-        default=1_048_576, ge=131_072, le=16_777_216, description="The largest request message that is read."
+        default=8_388_608, ge=131_072, le=67_108_864, description="The largest request message that is read."
     )
     refund_interval_ms: int = Field(
         default=1_000, ge=10, le=600_000, description="How often the refunder looks for work."

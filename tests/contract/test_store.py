@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from paycore.domain.verdicts import AttemptState, CaptureSource, CloseReason, NotifyOutcome, PaymentState, RefundState
+from paycore.store.outcomes import PlainOutcomes
 from paycore.store.protocol import (
     CaptureKey,
     FailureNote,
@@ -378,7 +379,8 @@ def test_first_outcome_of_a_payment_with_excess_is_told_and_not_written(store: S
     write(outcomes(closed(3)))
 
     def first(transaction: WriteTransaction) -> set[int]:
-        return transaction.insert_first_outcomes([paid(n)._replace(**transaction.stamp._asdict()) for n in (1, 2, 3)])
+        rows = [paid(n)._replace(**transaction.stamp._asdict()) for n in (1, 2, 3)]
+        return transaction.insert_first_outcomes(PlainOutcomes(rows))
 
     assert write(first) == [{2, 3}]
     records = [store.load_record(number) for number in (1, 2, 3)]

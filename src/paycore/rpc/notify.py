@@ -1,15 +1,20 @@
-"""Notify, the hot call: bytes to values, one await for the commit, bytes back."""
+"""Notify and NotifyBatch, the hot calls: bytes to values, one await for the commit, bytes back."""
 
+import asyncio
 from typing import cast
 
 from paycore.domain.clock import Clock
 from paycore.domain.decision import ABSENT_MS
-from paycore.domain.notification import Notification
-from paycore.domain.verdicts import ChannelResult
+from paycore.domain.errors import FieldViolation, InvalidArgumentError, ThrottledError
+from paycore.domain.notification import Notification, Verdict
+from paycore.domain.verdicts import ChannelResult, NotifyOutcome
 from paycore.rpc.convert import headers_json, instant_ms
 from paycore.rpc.handling import Context
 from paycore.usecases.notify import Notify
 from paycore.v1 import payment_pb2, payment_service_pb2
+
+MAX_BATCH = 10_000
+"""Words in one NotifyBatch at most."""
 
 
 class NotifyHandler:
@@ -24,14 +29,29 @@ class NotifyHandler:
     ) -> payment_service_pb2.NotifyResponse:
         """Answer once what the word means is durable."""
         del context
-        verdict = await self._notify.notify(self._notification(request))
-        return payment_service_pb2.NotifyResponse(
-            outcome=payment_pb2.NotifyOutcome.ValueType(verdict.outcome),
-            replayed=verdict.replayed,
-            paid_at_untrusted=verdict.paid_at_untrusted,
-            payment_id=verdict.payment_id,
-            attempt=verdict.attempt,
-        )
+        return _answer(await self._notify.notify(self._notification(request)))
+
+    async def batch(
+        self, request: payment_service_pb2.NotifyBatchRequest, context: Context
+    ) -> payment_service_pb2.NotifyBatchResponse:
+        """Answer each word for itself, in the order asked; raise where the whole could not be committed."""
+        del context
+        if not 1 <= len(request.notifications) <= MAX_BATCH:
+            rule = f"must have 1 to {MAX_BATCH} entries, not {len(request.notifications)}"
+            raise InvalidArgumentError([FieldViolation("notifications", rule)], "INVALID_BATCH")
+        answers = await asyncio.gather(*map(self._answer_one, request.notifications))
+        return payment_service_pb2.NotifyBatchResponse(answers=answers)
+
+    async def _answer_one(self, request: payment_service_pb2.NotifyRequest) -> payment_service_pb2.NotifyResponse:
+        try:
+            return _answer(await self._notify.notify(self._notification(request)))
+        except InvalidArgumentError as error:
+            violations = [payment_service_pb2.FieldViolation(field=name, rule=rule) for name, rule in error.violations]
+            return payment_service_pb2.NotifyResponse(
+                outcome=payment_pb2.NotifyOutcome.ValueType(NotifyOutcome.INVALID), violations=violations
+            )
+        except ThrottledError:
+            return _answer(Verdict(NotifyOutcome.THROTTLED))
 
     def _notification(self, request: payment_service_pb2.NotifyRequest) -> Notification:
         return Notification(
@@ -47,6 +67,16 @@ class NotifyHandler:
             raw=request.raw,
             headers=headers_json(request.headers),
         )
+
+
+def _answer(verdict: Verdict) -> payment_service_pb2.NotifyResponse:
+    return payment_service_pb2.NotifyResponse(
+        outcome=payment_pb2.NotifyOutcome.ValueType(verdict.outcome),
+        replayed=verdict.replayed,
+        paid_at_untrusted=verdict.paid_at_untrusted,
+        payment_id=verdict.payment_id,
+        attempt=verdict.attempt,
+    )
 
 
 def _result(number: int) -> ChannelResult:

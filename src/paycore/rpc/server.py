@@ -72,6 +72,7 @@ class RpcServer:
         methods = {
             "Pay": self._method(payment_service_pb2.PayRequest, payments.pay),
             "Notify": self._method(payment_service_pb2.NotifyRequest, notify),
+            "NotifyBatch": self._method(payment_service_pb2.NotifyBatchRequest, notify.batch),
             "Query": self._method(payment_service_pb2.QueryRequest, payments.query),
             "Close": self._method(payment_service_pb2.CloseRequest, payments.close),
         }

@@ -20,6 +20,7 @@ from paycore.store.rows import (
     RefundResultRow,
     RefundRow,
     RefundTryRow,
+    Stamp,
 )
 
 _CHUNK = 500
@@ -91,6 +92,36 @@ def load_file(connection: Connection, payment_id: int) -> PaymentFile | None:
         [QuarantineRow(*row) for row in connection.execute(first_seen.limit(MAX_QUARANTINE_IN_FILE))],
         connection.execute(select(func.count()).select_from(evidence).where(of_payment)).scalar_one(),
     )
+
+
+def outcomes_of_group(connection: Connection, payment_ids: Sequence[int], stamp: Stamp) -> set[int]:
+    """Which of these payments have an outcome that carries this writer's and group's numbers."""
+    table = tables.payment_outcome
+    own = (table.c.writer_no == stamp.writer_no, table.c.group_no == stamp.group_no)
+    return {
+        payment_id
+        for ids in _chunks(payment_ids)
+        for payment_id in connection.execute(
+            select(table.c.payment_id).where(table.c.payment_id.in_(ids), *own)
+        ).scalars()
+    }
+
+
+def excess_between(connection: Connection, first: int, last: int, limit: int) -> set[int]:
+    """Payments with excess in a range of ids, both ends included; ``limit`` of them when there may be more."""
+    table = tables.excess_payment
+    statement = select(table.c.payment_id).where(table.c.payment_id.between(first, last)).distinct().limit(limit)
+    return set(connection.execute(statement).scalars())
+
+
+def excess_of(connection: Connection, payment_ids: Sequence[int]) -> set[int]:
+    """Which of these payments have excess."""
+    table = tables.excess_payment
+    return {
+        payment_id
+        for ids in _chunks(payment_ids)
+        for payment_id in connection.execute(select(table.c.payment_id).where(table.c.payment_id.in_(ids))).scalars()
+    }
 
 
 def _refunded(excess: Table) -> ColumnElement[bool]:

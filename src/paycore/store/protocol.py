@@ -10,7 +10,7 @@ A ``Store`` has one writer, used by one thread, and any number of readers. The e
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from paycore.domain.verdicts import AttemptState
 from paycore.store.rows import (
@@ -74,6 +74,35 @@ class Backlog(NamedTuple):
     oldest_refund_at_ms: int | None
 
 
+class FirstOutcomes(Protocol):
+    """Outcomes of captures that are the first of their payments: PAID, heard by notification, sorted by payment_id.
+
+    What all rows share (state, source, close_reason and the stamp) is the store's to add.
+    """
+
+    def __len__(self) -> int:
+        """How many there are: at least one, and one a payment."""
+        ...
+
+    @property
+    def payment_ids(self) -> list[int]:
+        """The payments, ascending."""
+        ...
+
+    def values(self, start: int, stop: int) -> list[Any]:
+        """The rows from start to stop, one value after the other, eight a row.
+
+        In this order: payment_id, attempt, channel_trade_no, amount_minor, currency, paid_at_ms or None,
+        received_at_ms, paid_at_untrusted (0 or 1).
+        """
+        ...
+
+    def arrays(self) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes]:
+        """The same eight columns as PostgreSQL's binary arrays: int8[], int2[], text[], int8[], text[], int8[],
+        int8[], int2[]."""
+        ...
+
+
 class WriteTransaction(Protocol):
     """One write transaction. What it reads is current, and stays so until it ends."""
 
@@ -119,7 +148,7 @@ class WriteTransaction(Protocol):
         """Insert outcomes, at most one a payment; return the payments that already had one (nothing written)."""
         ...
 
-    def insert_first_outcomes(self, rows: Sequence[OutcomeRow]) -> set[int]:
+    def insert_first_outcomes(self, outcomes: FirstOutcomes) -> set[int]:
         """The same for payments that have no excess: one that has is returned too, and nothing is written for it."""
         ...
 

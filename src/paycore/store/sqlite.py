@@ -20,14 +20,13 @@ from sqlalchemy import (
     case,
     insert,
     literal_column,
-    select,
     update,
 )
 from sqlalchemy.dialects import sqlite as dialect
 from sqlalchemy.exc import DBAPIError
 
 from paycore.domain.errors import StoreUnavailableError
-from paycore.domain.verdicts import FINALLY_UNPAID, AttemptState
+from paycore.domain.verdicts import FINALLY_UNPAID, AttemptState, CaptureSource, PaymentState
 from paycore.failpoint import FailpointError, failpoint
 from paycore.store import lookups, tables
 from paycore.store.engine import DatabaseRefusedError, SqliteFile
@@ -37,6 +36,7 @@ from paycore.store.protocol import (
     CommitUnknownError,
     DueRefund,
     FailureNote,
+    FirstOutcomes,
     RowRefusedError,
     StoreBusyError,
 )
@@ -58,6 +58,12 @@ _Read = TypeVar("_Read")
 
 _BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _PRIMARY_CODE_MASK = 0xFF
+
+_ROWS_A_STATEMENT = 50
+"""Rows in one insert: a statement of many costs less a row than many statements, up to about this number."""
+
+_EXCESS_IN_RANGE = 500
+"""How many payments with excess a look at a whole range of ids may name, before each id is asked for."""
 _ROW_ERRORS = (sqlite3.IntegrityError, sqlite3.DataError)
 
 
@@ -72,14 +78,18 @@ def _outcome_sql() -> str:
     return str(statement.compile(dialect=dialect.dialect(paramstyle="qmark")))
 
 
-def _first_outcome_sql() -> str:
-    """The statement of the accepted path: as above, and only for a payment without excess (numbered parameters)."""
-    names = [column.name for column in tables.payment_outcome.columns]
-    values = ", ".join(f"?{place}" for place in range(1, len(names) + 1))
-    excess = f"SELECT 1 FROM excess_payment WHERE payment_id = ?{names.index('payment_id') + 1}"  # noqa: S608 - no input
+def _first_outcomes_sql(count: int) -> str:
+    """The statement of the accepted path for so many rows: three parameters that all share, then eight a row."""
+    names = ", ".join(column.name for column in tables.payment_outcome.columns)
+    rows = ", ".join(_first_outcome_values(4 + 8 * row) for row in range(count))
+    return f"INSERT INTO payment_outcome ({names}) VALUES {rows} ON CONFLICT (payment_id) DO NOTHING"  # noqa: S608 - no input
+
+
+def _first_outcome_values(first: int) -> str:
+    payment_id, attempt, trade_no, amount, currency, paid_at, received_at, untrusted = range(first, first + 8)
     return (
-        f"INSERT INTO payment_outcome ({', '.join(names)}) SELECT {values} WHERE NOT EXISTS ({excess})"
-        " ON CONFLICT (payment_id) DO NOTHING"
+        f"(?{payment_id}, {PaymentState.PAID:d}, ?{attempt}, ?{trade_no}, ?{amount}, ?{currency}, ?{paid_at},"
+        f" ?{received_at}, {CaptureSource.NOTIFICATION:d}, ?{untrusted}, 0, ?1, ?2, ?3)"
     )
 
 
@@ -99,7 +109,8 @@ def _quarantine_statement(*, unless_counted: bool) -> Any:
 
 
 _INSERT_OUTCOME = _outcome_sql()
-_INSERT_FIRST_OUTCOME = _first_outcome_sql()
+_INSERT_FIRST_OUTCOME = _first_outcomes_sql(1)
+_INSERT_FIRST_OUTCOMES = _first_outcomes_sql(_ROWS_A_STATEMENT)
 _INSERT_EXCESS = _insert_unless_there(tables.excess_payment)
 _INSERT_REFUND = _insert_unless_there(tables.refund)
 _INSERT_REFUND_TRY = _insert_unless_there(tables.refund_try)
@@ -212,29 +223,58 @@ class SqliteTransaction:
             ],
         )
 
-    def insert_first_outcomes(self, rows: Sequence[OutcomeRow]) -> set[int]:
-        return self._insert_outcomes(_INSERT_FIRST_OUTCOME, rows)
+    def insert_first_outcomes(self, outcomes: FirstOutcomes) -> set[int]:
+        ids = outcomes.payment_ids
+        excluded = self._with_excess(ids)
+        if excluded:
+            return excluded | self._insert_first_one_by_one(outcomes, excluded)
+        whole = len(outcomes) - len(outcomes) % _ROWS_A_STATEMENT
+        inserted = 0
+        for start in range(0, whole, _ROWS_A_STATEMENT):
+            values = outcomes.values(start, start + _ROWS_A_STATEMENT)
+            inserted += self._insert_driver(_INSERT_FIRST_OUTCOMES, (*self._shared, *values))
+        if whole < len(outcomes):
+            inserted += self._insert_driver(
+                _INSERT_FIRST_OUTCOME,
+                [(*self._shared, *outcomes.values(row, row + 1)) for row in range(whole, len(outcomes))],
+            )
+        return set() if inserted == len(outcomes) else self._lost_outcomes(ids)
+
+    def _insert_first_one_by_one(self, outcomes: FirstOutcomes, excluded: set[int]) -> set[int]:
+        rows = {
+            payment_id: (*self._shared, *outcomes.values(row, row + 1))
+            for row, payment_id in enumerate(outcomes.payment_ids)
+            if payment_id not in excluded
+        }
+        if not rows or self._insert_driver(_INSERT_FIRST_OUTCOME, list(rows.values())) == len(rows):
+            return set()
+        return self._lost_outcomes(list(rows))
+
+    @property
+    def _shared(self) -> tuple[int, int, int]:
+        return (self.stamp.recorded_at_ms, self.stamp.writer_no, self.stamp.group_no)
+
+    def _insert_driver(self, statement: str, values: Any) -> int:
+        return self._connection.exec_driver_sql(statement, values).rowcount
+
+    def _with_excess(self, payment_ids: Sequence[int]) -> set[int]:
+        """Which of these payments, given ascending, have excess.
+
+        Time-ordered ids lie close together, so one look at their range mostly answers for all.
+        """
+        in_range = lookups.excess_between(self._connection, payment_ids[0], payment_ids[-1], _EXCESS_IN_RANGE)
+        if len(in_range) == _EXCESS_IN_RANGE:
+            in_range = lookups.excess_of(self._connection, payment_ids)
+        return in_range.intersection(payment_ids) if in_range else set()
 
     def insert_outcomes(self, rows: Sequence[OutcomeRow]) -> set[int]:
-        return self._insert_outcomes(_INSERT_OUTCOME, rows)
-
-    def _insert_outcomes(self, statement: str, rows: Sequence[OutcomeRow]) -> set[int]:
-        result = self._connection.exec_driver_sql(statement, list(rows))
-        if result.rowcount == len(rows):
+        if self._insert_driver(_INSERT_OUTCOME, list(rows)) == len(rows):
             return set()
-        return self._lost_outcomes(rows)
+        return self._lost_outcomes([row.payment_id for row in rows])
 
-    def _lost_outcomes(self, rows: Sequence[OutcomeRow]) -> set[int]:
-        # executemany tells how many rows lost, not which. A row is ours when it carries this transaction's stamp.
-        table = tables.payment_outcome
-        ours = self._connection.execute(
-            select(table.c.payment_id).where(
-                table.c.payment_id.in_([row.payment_id for row in rows]),
-                table.c.writer_no == self.stamp.writer_no,
-                table.c.group_no == self.stamp.group_no,
-            )
-        )
-        return {row.payment_id for row in rows} - set(ours.scalars())
+    def _lost_outcomes(self, payment_ids: Sequence[int]) -> set[int]:
+        # A row count tells how many rows lost, not which. A row is ours when it carries this transaction's stamp.
+        return set(payment_ids) - lookups.outcomes_of_group(self._connection, payment_ids, self.stamp)
 
     def insert_excess(self, rows: Sequence[ExcessRow]) -> None:
         if self._insert(_INSERT_EXCESS, [row._asdict() for row in rows]) != len(rows):

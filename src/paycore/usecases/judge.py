@@ -19,6 +19,7 @@ from paycore.domain.notification import Notification, Verdict, quarantine_id
 from paycore.domain.verdicts import (
     EXCESS_REASONS,
     QUARANTINE_REASONS,
+    CaptureSource,
     ChannelResult,
     CloseReason,
     NotifyOutcome,
@@ -27,6 +28,7 @@ from paycore.domain.verdicts import (
     VerdictFlag,
 )
 from paycore.failpoint import failpoint
+from paycore.store.outcomes import PlainOutcomes
 from paycore.store.protocol import FailureNote, WriteTransaction
 from paycore.store.rows import (
     ChannelOrderRow,
@@ -133,13 +135,16 @@ class GroupJudge:
         for position, (notification, order) in enumerate(zip(notifications, orders, strict=True)):
             if order is None or notification.result != ChannelResult.SUCCESS:
                 continue
+            if notification.source != CaptureSource.NOTIFICATION:
+                # The fast insert writes this one source for all its rows.
+                continue
             packed = self._check(notification, order)
             if packed & _OUTCOME_MASK != _ACCEPTED or packed & _ASK:
                 continue
             self._index.accept(order.payment_id, order.attempt)
             verdicts[position] = verdict = _verdict(packed, order)
             outcomes.append(paid_outcome(notification, order, verdict, transaction.stamp))
-        return transaction.insert_first_outcomes(outcomes) if outcomes else set()
+        return transaction.insert_first_outcomes(PlainOutcomes(outcomes)) if outcomes else set()
 
     def _check(self, notification: Notification, order: ChannelOrderNo) -> int:
         return self._index.check(
