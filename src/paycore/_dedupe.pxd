@@ -151,6 +151,13 @@ cdef class Index:
     cdef int64_t late_grace_ms
     cdef Py_ssize_t batches_running   # guarded by the GIL: changed only while it is held
 
+    # For compiled callers: Index.check, `in`, and Index.accept, without a Python object. `prefetch` starts to fetch
+    # what `holds` and `check_capture` will read. Without the GIL nothing may change the index meanwhile.
+    cdef uint32_t check_capture(self, const capture_t *capture) noexcept nogil
+    cdef bint holds(self, int64_t payment_id) noexcept nogil
+    cdef void prefetch(self, int64_t payment_id) noexcept nogil
+    cdef int accept_capture(self, int64_t payment_id, int64_t attempt) except -1
+
     cdef int _prepare(self, bint inserts) except -1
     cdef void _remember(self, const entry_t *entry) noexcept
     cdef void _remove(self, entry_t *entry) noexcept

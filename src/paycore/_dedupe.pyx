@@ -598,7 +598,21 @@ cdef class Index:
         capture.received_at_ms = received_at_ms
         return table_check(&self.table, &capture, self.late_grace_ms)
 
+    cdef uint32_t check_capture(self, const capture_t *capture) noexcept nogil:
+        return table_check(&self.table, capture, self.late_grace_ms)
+
+    cdef bint holds(self, int64_t payment_id) noexcept nogil:
+        cdef entry_t *entry = NULL
+        return table_find(&self.table, <uint64_t>payment_id, &entry)
+
+    cdef void prefetch(self, int64_t payment_id) noexcept nogil:
+        if self.table.slots:
+            paycore_prefetch(&self.table.entries[slot_of(&self.table, <uint64_t>payment_id)])
+
     def accept(self, int64_t payment_id, int64_t attempt):
+        self.accept_capture(payment_id, attempt)
+
+    cdef int accept_capture(self, int64_t payment_id, int64_t attempt) except -1:
         cdef entry_t *entry = NULL
         require("attempt", attempt, 1, MAX_ATTEMPTS)
         if not table_find(&self.table, <uint64_t>payment_id, &entry):
@@ -610,6 +624,7 @@ cdef class Index:
             entry.mask |= attempt_bit(attempt)
         elif entry_kept(entry) != <uint64_t>attempt:
             self._remove(entry)
+        return 0
 
     def close(self, int64_t payment_id):
         cdef entry_t *entry = NULL
@@ -729,8 +744,7 @@ cdef class Index:
         return <Py_ssize_t>self.table.live
 
     def __contains__(self, int64_t payment_id):
-        cdef entry_t *entry = NULL
-        return table_find(&self.table, <uint64_t>payment_id, &entry)
+        return self.holds(payment_id)
 
     @property
     def nbytes(self):
