@@ -1,20 +1,35 @@
 """What paycore tells Prometheus. A leaf: it knows prometheus-client and nothing of ours.
 
 Everything on the notify path is counted once a group of notifications, never once a call.
+
+One process keeps its values in memory. Several that share an address keep them in files, one set for each worker,
+and whoever answers ``/metrics`` for all of them reads those (``GatheredMetrics``).
 """
 
 import bisect
-import threading
+import struct
+import time
+from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
+
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Where the environment of a worker names the folder of the value files; prometheus-client reads it."""
 
 _LATENCY_BUCKETS_NS = tuple(
     int(milliseconds * 1_000_000) for milliseconds in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 )
+
+# A value file is there for a moment before it has a length.
+_READ_TRIES = 20
+_READ_PAUSE_SECONDS = 0.01
+
+_Mode = Literal["livesum", "livemin", "mostrecent"]
 
 
 class NotifyLabel(NamedTuple):
@@ -25,40 +40,49 @@ class NotifyLabel(NamedTuple):
     replayed: bool
 
 
-class BulkHistogram(Collector):
+class BulkHistogram(Histogram):
     """A histogram of durations that takes a whole group's observations at once."""
 
-    def __init__(self, name: str, documentation: str) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._counts = [0] * (len(_LATENCY_BUCKETS_NS) + 1)
-        self._sum_ns = 0
-        self._lock = threading.Lock()
+    def __init__(self, name: str, documentation: str, registry: CollectorRegistry) -> None:
+        super().__init__(
+            name, documentation, buckets=[limit_ns / 1e9 for limit_ns in _LATENCY_BUCKETS_NS], registry=registry
+        )
 
     def observe_all_ns(self, durations_ns: Iterable[int]) -> None:
         """Add durations in nanoseconds."""
-        with self._lock:
-            for duration_ns in durations_ns:
-                self._counts[bisect.bisect_left(_LATENCY_BUCKETS_NS, duration_ns)] += 1
-                self._sum_ns += duration_ns
+        counts: Tally[int] = Tally()
+        sum_ns = 0
+        for duration_ns in durations_ns:
+            counts[bisect.bisect_left(_LATENCY_BUCKETS_NS, duration_ns)] += 1
+            sum_ns += duration_ns
+        for bucket, count in counts.items():
+            self._buckets[bucket].inc(count)
+        if counts:
+            self._sum.inc(sum_ns / 1e9)
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield the histogram as Prometheus wants it: seconds, cumulative buckets."""
-        with self._lock:
-            counts, sum_ns = list(self._counts), self._sum_ns
-        buckets, total = [], 0
-        for limit_ns, count in zip((*_LATENCY_BUCKETS_NS, None), counts, strict=True):
-            total += count
-            buckets.append(("+Inf" if limit_ns is None else str(limit_ns / 1e9), total))
-        family = HistogramMetricFamily(self._name, self._documentation)
-        family.add_metric([], buckets, sum_ns / 1e9)
-        yield family
+    def observe_same(self, duration_ns: int, count: int) -> None:
+        """Add one duration in nanoseconds ``count`` times, as of notifications that came in one message."""
+        if count > 0:
+            self._buckets[bisect.bisect_left(_LATENCY_BUCKETS_NS, duration_ns)].inc(count)
+            self._sum.inc(count * duration_ns / 1e9)
 
 
 class Metrics:
-    """Every metric of one process, in a registry of its own."""
+    """Every metric of one process, in a registry of its own.
 
-    def __init__(self) -> None:
+    shared_as: the name of a worker that keeps its values in files, in the folder that ``FOLDER_VARIABLE`` names. A
+    successor of the same name goes on counting where its predecessor stopped. It sets how prometheus-client keeps
+    values in the whole process: build one kind only.
+    """
+
+    def __init__(self, shared_as: str | None = None) -> None:
+        # Said either way, so that a folder that the environment names for somebody else's programs is left alone.
+        if shared_as is None:
+            values.ValueClass = values.MutexValue
+        else:
+            values.ValueClass = values.MultiProcessValue(lambda: shared_as)  # type: ignore[no-untyped-call]  # as it is
+        self._shared = shared_as is not None
+        self._watched: list[tuple[Gauge, Callable[[], int]]] = []
         self.registry = CollectorRegistry()
         self._notify = Counter(
             "paycore_notify",
@@ -67,9 +91,8 @@ class Metrics:
             registry=self.registry,
         )
         self.notify_seconds = BulkHistogram(
-            "paycore_notify_seconds", "From a notification's arrival in the queue to its commit."
+            "paycore_notify_seconds", "From a notification's arrival in the queue to its commit.", self.registry
         )
-        self.registry.register(self.notify_seconds)
         self.commit_group_size = Histogram(
             "paycore_commit_group_size",
             "Writes in one commit.",
@@ -85,24 +108,38 @@ class Metrics:
         self.commit_failures = Counter(
             "paycore_commit_failures", "Groups that could not be committed.", ["cause"], registry=self.registry
         )
-        self._queue_depth = Gauge("paycore_queue_depth", "Writes that wait for a commit.", registry=self.registry)
-        self._index_entries = Gauge("paycore_index_entries", "Payments in the index.", registry=self.registry)
-        self._index_bytes = Gauge("paycore_index_bytes", "Memory held by the index.", registry=self.registry)
+        self._queue_depth = self._gauge("paycore_queue_depth", "Writes that wait for a commit.", "livesum")
+        self._index_entries = self._gauge("paycore_index_entries", "Payments in the index.", "livesum")
+        self._index_bytes = self._gauge("paycore_index_bytes", "Memory held by the index.", "livesum")
+        self.index_evictions = Counter(
+            "paycore_index_evictions", "Payments that left the index to make room.", registry=self.registry
+        )
         self._refunds = Counter(
             "paycore_refunds",
             "Refunds by why they are owed and which state they reached.",
             ["reason", "state"],
             registry=self.registry,
         )
-        self.quarantine_open = Gauge(
-            "paycore_quarantine_open", "Evidence in quarantine that nobody has resolved.", registry=self.registry
+        # Read from the database by every worker: the latest reading is the truth, their sum would not be.
+        self.quarantine_open = self._gauge(
+            "paycore_quarantine_open", "Evidence in quarantine that nobody has resolved.", "mostrecent"
         )
-        self.refund_oldest_unfinished_age_seconds = Gauge(
-            "paycore_refund_oldest_unfinished_age_seconds",
-            "Age of the oldest refund without a final word; 0 when there is none.",
+        self.quarantine_throttled = Counter(
+            "paycore_quarantine_throttled",
+            "Notifications refused because their source has filled its share of the quarantine.",
+            ["channel"],
             registry=self.registry,
         )
-        self.ready = Gauge("paycore_ready", "1 while the database can be written.", registry=self.registry)
+        self.refund_oldest_unfinished_age_seconds = self._gauge(
+            "paycore_refund_oldest_unfinished_age_seconds",
+            "Age of the oldest refund without a final word; 0 when there is none.",
+            "mostrecent",
+        )
+        self.ready = self._gauge("paycore_ready", "1 while the database can be written.", "livemin")
+
+    def _gauge(self, name: str, documentation: str, mode: _Mode) -> Gauge:
+        """Make a gauge; mode: what several workers' values become together."""
+        return Gauge(name, documentation, multiprocess_mode=mode, registry=self.registry)
 
     def count_notifications(self, counts: Mapping[NotifyLabel, int]) -> None:
         """Add one group's notifications."""
@@ -115,9 +152,63 @@ class Metrics:
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
         """Read the queue's depth whenever the metrics are read."""
-        self._queue_depth.set_function(depth)
+        self._watch(self._queue_depth, depth)
 
     def watch_index(self, entries: Callable[[], int], size_bytes: Callable[[], int]) -> None:
         """Read the index's size whenever the metrics are read."""
-        self._index_entries.set_function(entries)
-        self._index_bytes.set_function(size_bytes)
+        self._watch(self._index_entries, entries)
+        self._watch(self._index_bytes, size_bytes)
+
+    def _watch(self, gauge: Gauge, read: Callable[[], int]) -> None:
+        if self._shared:
+            self._watched.append((gauge, read))
+        else:
+            gauge.set_function(read)
+
+    def refresh(self) -> None:
+        """Write down what is watched: a reader in another process cannot ask this one. Nothing to do in a lone one."""
+        for gauge, read in self._watched:
+            gauge.set(read())
+
+
+class GatheredMetrics(Collector):
+    """The metrics of all workers as one page, and of the workers themselves.
+
+    folder: the one that their ``FOLDER_VARIABLE`` names. restarts and serving are written by the supervisor.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._values = MultiProcessCollector(None, folder)  # type: ignore[no-untyped-call]  # as it is
+        self._blank = Metrics().registry
+        self.restarts = 0
+        self.serving = 0
+
+    def forget_living(self, worker: str) -> None:
+        """Take a dead worker's queue, index and readiness out of the sums. What it counted stays."""
+        mark_process_dead(worker, self._folder)  # type: ignore[no-untyped-call]  # as it is
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric: summed up over workers, or as it begins where no worker has one yet."""
+        found = {family.name: family for family in self._read()}
+        for blank in self._blank.collect():
+            yield found.pop(blank.name) if blank.name in found else _without_birth(blank)
+        yield from found.values()
+        yield CounterMetricFamily(
+            "paycore_worker_restarts", "Workers that were started in place of dead ones.", value=self.restarts
+        )
+        yield GaugeMetricFamily("paycore_workers", "Workers that take calls.", value=self.serving)
+
+    def _read(self) -> list[Metric]:
+        for _ in range(_READ_TRIES):
+            try:
+                return list(self._values.collect())  # type: ignore[no-untyped-call]  # as it is
+            except struct.error:
+                time.sleep(_READ_PAUSE_SECONDS)
+        raise RuntimeError(f"the workers' value files in {self._folder} cannot be read")
+
+
+def _without_birth(family: Metric) -> Metric:
+    """Leave out when the supervisor made the metric: no worker says that of its own."""
+    family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+    return family
