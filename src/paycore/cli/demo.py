@@ -16,7 +16,7 @@ from paycore.cli.demo_run import Demo
 from paycore.cli.demo_scene import PLAY_ERRORS
 from paycore.cli.demo_show import Screen
 from paycore.cli.demo_stage import OWN_SETTINGS, Stage
-from paycore.cli.output import REFUSED, USAGE, fail
+from paycore.cli.exits import REFUSED, USAGE, fail
 from paycore.settings import Settings
 
 INTERRUPTED = 130

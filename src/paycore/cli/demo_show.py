@@ -11,7 +11,8 @@ from rich.text import Text
 from paycore.cli.demo_banks import BookEntry
 from paycore.cli.demo_scene import Story
 from paycore.cli.demo_stage import Stage
-from paycore.cli.output import amount, visible
+from paycore.cli.exits import visible
+from paycore.cli.output import amount
 
 _NAME_WIDTH = 22
 _TEXT_WIDTH = 100

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from paycore.cli.output import REFUSED, fail
+from paycore.cli.exits import REFUSED, fail
 from paycore.settings import Settings, describe
 from paycore.store.engine import DatabaseRefusedError
 from paycore.store.schema import migrate as migrate_database

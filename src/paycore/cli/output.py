@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import grpc
 import typer
@@ -13,13 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from paycore.cli.exits import REFUSED, UNAVAILABLE, USAGE, fail, visible
 from paycore.client import PaycoreClient, PaycoreRpcError
 from paycore.domain.money import MINOR_DIGITS, format_amount
 from paycore.v1 import payment_pb2
-
-REFUSED = 1
-USAGE = 2
-UNAVAILABLE = 3
 
 _UNAVAILABLE_CODES = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
@@ -32,12 +29,6 @@ TimeoutOption = Annotated[
 ]
 DEFAULT_TIMEOUT_MS = 35_000
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as protobuf JSON.")]
-
-
-def fail(line: str, code: int) -> NoReturn:
-    """Print one line to standard error and end with an exit code."""
-    typer.echo(visible(line), err=True)
-    raise typer.Exit(code)
 
 
 @contextmanager
@@ -63,11 +54,6 @@ def _fail_with(error: PaycoreRpcError, server: str) -> NoReturn:
     for line in lines:
         typer.echo(visible(line), err=True)
     raise typer.Exit(UNAVAILABLE if error.code in _UNAVAILABLE_CODES else REFUSED)
-
-
-def visible(text: str) -> str:
-    """Replace what a terminal would act upon: evidence in quarantine may hold any character."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def print_json(message: Message) -> None:

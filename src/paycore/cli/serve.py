@@ -12,8 +12,8 @@ import typer
 
 from paycore.app import Serving, StartRefusedError
 from paycore.app import serve as run_server
+from paycore.cli.exits import REFUSED, USAGE, fail
 from paycore.cli.logs import configure_logs
-from paycore.cli.output import REFUSED, USAGE, fail
 from paycore.settings import ENV_PREFIX, Settings, SettingsRefusedError, describe, load_settings
 
 try:
