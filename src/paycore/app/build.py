@@ -40,11 +40,14 @@ class Parts(NamedTuple):
     server: RpcServer
 
 
-def build(settings: Settings, store: Store, metrics: Metrics, on_health: Callable[[bool], None]) -> Parts:
+def build(
+    settings: Settings, store: Store, metrics: Metrics, on_health: Callable[[bool], None], *, shared_port: bool = False
+) -> Parts:
     """Build everything over an open store and start the writer.
 
-    on_health: told on the writer thread whether the database could be written. Raises StoreUnavailableError and
-    StoreBusyError when not even the writer's number can be drawn.
+    on_health: told on the writer thread whether the database could be written. shared_port: whether other processes
+    take calls on the same address. Raises StoreUnavailableError and StoreBusyError when not even the writer's number
+    can be drawn.
     """
     clock = SystemClock()
     registry = build_registry(settings, clock)
@@ -90,6 +93,7 @@ def build(settings: Settings, store: Store, metrics: Metrics, on_health: Callabl
         NotifyHandler(Notify(writer), clock),
         PaymentHandlers(UseCases(pay, Query(store), close), clock, pay_timeout_ms=settings.pay_timeout_ms),
         max_message_bytes=settings.max_message_bytes,
+        shared_port=shared_port,
     )
     return Parts(store, writer, registry, pay, refunder, server)
 

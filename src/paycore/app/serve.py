@@ -22,8 +22,7 @@ from paycore.domain.clock import Clock
 from paycore.domain.errors import StoreUnavailableError
 from paycore.jobs.runner import run_every
 from paycore.metrics import Metrics
-from paycore.rpc.listen import ListenRefusedError, parse_listen
-from paycore.rpc.server import LISTEN_SETTING
+from paycore.rpc.listen import LISTEN_SETTING, ListenRefusedError, parse_listen
 from paycore.settings import Settings
 from paycore.store.engine import DatabaseRefusedError
 from paycore.store.protocol import Store, StoreBusyError

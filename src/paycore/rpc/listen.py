@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
+LISTEN_SETTING = "PAYCORE_LISTEN"
 UNIX_PREFIX = "unix:"
 
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
@@ -76,14 +77,48 @@ def check_free(setting: str, address: TcpAddress | UnixAddress) -> None:
     if isinstance(address, UnixAddress):
         _check_unix_free(setting, address)
         return
-    probe = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET, socket.SOCK_STREAM)
-    with probe:
-        # As gRPC binds: connections that linger in TIME_WAIT do not count, a listener does.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        _bound(address, reuse=True).close()
+    except OSError as error:
+        raise taken(setting, address, error.strerror or "cannot be bound") from None
+
+
+def hold_shared(setting: str, address: TcpAddress | UnixAddress) -> socket.socket:
+    """Take a TCP address for processes that will share it (SO_REUSEPORT); port 0 takes any free one. To be closed.
+
+    The socket never listens, so no call comes to it. While it is open the port belongs to those who share it, and a
+    second server is refused, also while none of them listens. Raises ListenRefusedError.
+    """
+    if isinstance(address, UnixAddress):
+        raise ListenRefusedError(
+            f"{setting} {address}: several workers cannot share a unix socket; give host:port, or one worker"
+        )
+    if not hasattr(socket, "SO_REUSEPORT"):
+        raise ListenRefusedError(f"{setting} {address}: several workers cannot share a port on this system")
+    try:
+        holder = _bound(address, reuse=False)
+    except OSError:
+        # Connections of a server that has ended may linger there (TIME_WAIT); a listener is still refused.
         try:
-            probe.bind((address.host, address.port))
+            holder = _bound(address, reuse=True)
         except OSError as error:
             raise taken(setting, address, error.strerror or "cannot be bound") from None
+    # Only now: sharing from the beginning would let a second holder in.
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return holder
+
+
+def _bound(address: TcpAddress, *, reuse: bool) -> socket.socket:
+    made = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        # As gRPC binds: connections that linger in TIME_WAIT do not count, a listener does.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(reuse))
+        made.bind((address.host, address.port))
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 def _check_unix_free(setting: str, address: UnixAddress) -> None:

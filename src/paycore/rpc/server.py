@@ -10,12 +10,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from paycore.rpc.handling import Context, Handler, handler
-from paycore.rpc.listen import TcpAddress, UnixAddress, check_free, taken
+from paycore.rpc.listen import LISTEN_SETTING, TcpAddress, UnixAddress, check_free, taken
 from paycore.rpc.notify import NotifyHandler
 from paycore.rpc.payments import PaymentHandlers
 from paycore.v1 import payment_service_pb2
 
-LISTEN_SETTING = "PAYCORE_LISTEN"
 SERVICE = payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"].full_name
 HEALTH_NAMES = ("", SERVICE)
 
@@ -57,16 +56,22 @@ class _InFlight:
 
 
 class RpcServer:
-    """Serves PaymentService, health and reflection. ``bind``, ``start``, ``set_serving``, ``drain``: in this order."""
+    """Serves PaymentService, health and reflection. ``bind``, ``start``, ``set_serving``, ``drain``: in this order.
 
-    def __init__(self, notify: NotifyHandler, payments: PaymentHandlers, *, max_message_bytes: int) -> None:
+    shared_port: whether other processes take calls on the same address. Somebody else then holds it for all of them.
+    """
+
+    def __init__(
+        self, notify: NotifyHandler, payments: PaymentHandlers, *, max_message_bytes: int, shared_port: bool = False
+    ) -> None:
+        self._shared_port = shared_port
         self._health = health.aio.HealthServicer()
         self._in_flight = _InFlight()
         self._server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", max_message_bytes),
                 # Without this, a second server would share the port and get half the calls.
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(shared_port)),
             )
         )
         methods = {
@@ -89,7 +94,8 @@ class RpcServer:
 
     def bind(self, address: TcpAddress | UnixAddress) -> TcpAddress | UnixAddress:
         """Take the address; return it with the real port. Raises ListenRefusedError."""
-        check_free(LISTEN_SETTING, address)
+        if not self._shared_port:
+            check_free(LISTEN_SETTING, address)
         try:
             port = self._server.add_insecure_port(str(address))
         except RuntimeError:
