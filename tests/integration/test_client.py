@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]  # ships stubs without py.typed
 
-from paycore.client import PaycoreClient, PaycoreRpcError
+from paycore.client import NO_RETRY, PaycoreClient, PaycoreRpcError, RetryPolicy, notify_request
 from paycore.client.aio import AsyncPaycoreClient
 from paycore.client.errors import DETAILS_KEY, read_error
 from paycore.v1 import payment_pb2, payment_service_pb2
@@ -225,10 +227,13 @@ async def test_asyncio_client_answers_as_the_blocking_one(setting: Setting, clie
         assert caught.value.reason == "PAYMENT_PAID"
 
 
-def test_server_that_is_not_there_is_unavailable_and_retryable() -> None:
+def a_free_address() -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-    with PaycoreClient(address) as client, pytest.raises(PaycoreRpcError) as caught:
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_server_that_is_not_there_is_unavailable_and_retryable() -> None:
+    with PaycoreClient(a_free_address(), retry=NO_RETRY) as client, pytest.raises(PaycoreRpcError) as caught:
         client.query(payment_id=1)
     assert (caught.value.code, caught.value.reason, caught.value.retryable) == (Code.UNAVAILABLE, "UNAVAILABLE", True)
 
@@ -250,7 +255,7 @@ async def code_of_query(client: AsyncPaycoreClient) -> grpc.StatusCode:
 
 async def test_server_that_comes_back_is_found_by_the_same_client(tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "paycore.db") as server:
-        async with AsyncPaycoreClient(server.address) as client:
+        async with AsyncPaycoreClient(server.address, retry=NO_RETRY) as client:
             server.kill()
             assert await code_of_query(client) is Code.UNAVAILABLE
             await asyncio.to_thread(server.restart)
@@ -258,6 +263,78 @@ async def test_server_that_comes_back_is_found_by_the_same_client(tmp_path: Path
                 while await code_of_query(client) is Code.UNAVAILABLE:
                     pass
             assert await code_of_query(client) is Code.NOT_FOUND
+
+
+# How a client is told to retry, and how often it calls a server that is not there.
+ABSENT: list[tuple[RetryPolicy, int]] = [
+    (NO_RETRY, 1),
+    (RetryPolicy(initial_backoff_ms=1, max_backoff_ms=1, max_attempts=3), 3),
+]
+
+
+@pytest.mark.parametrize(("retry", "attempts"), ABSENT)
+def test_call_is_made_as_often_as_the_policy_says(
+    retry: RetryPolicy, attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("paycore.client.sync.time.sleep", waits.append)
+    with PaycoreClient(a_free_address(), retry=retry) as client, pytest.raises(PaycoreRpcError) as caught:
+        client.query(payment_id=1)
+    assert caught.value.code is Code.UNAVAILABLE
+    assert len(waits) == attempts - 1
+
+
+def test_server_that_comes_up_before_the_deadline_is_waited_for(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path / "paycore.db")
+    server.address = a_free_address()
+    with PaycoreClient(server.address, timeout_ms=20_000) as client, ThreadPoolExecutor(1) as caller:
+        answer = caller.submit(client.query, payment_id=1)
+        with server:
+            error = answer.exception(20)
+    assert isinstance(error, PaycoreRpcError)
+    assert error.code is Code.NOT_FOUND
+
+
+async def test_server_that_stays_away_fails_the_call_within_its_deadline_with_the_reason() -> None:
+    began_ms = now_ms()
+    async with AsyncPaycoreClient(a_free_address(), timeout_ms=400) as client:
+        assert await code_of_query(client) is Code.UNAVAILABLE
+    assert now_ms() - began_ms < 5_000
+
+
+async def test_batch_is_answered_in_order_with_errors_as_values(client: PaycoreClient, setting: Setting) -> None:
+    orders = [client.pay(**terms()) for _ in range(3)]
+    words = [
+        notify_request(**word(orders[0])),
+        notify_request(**word(orders[1], amount_minor=0, channel_trade_no="")),
+        notify_request(**word(orders[2])),
+    ]
+    first, invalid, third = client.notify_batch(words)
+    assert isinstance(first, payment_service_pb2.NotifyResponse)
+    assert isinstance(third, payment_service_pb2.NotifyResponse)
+    assert [first.payment_id, third.payment_id] == [orders[0].payment_id, orders[2].payment_id]
+    assert isinstance(invalid, PaycoreRpcError)
+    with pytest.raises(PaycoreRpcError) as alone:
+        client.notify(**word(orders[1], amount_minor=0, channel_trade_no=""))
+    assert {one.field for one in invalid.violations} == {"amount_minor", "channel_trade_no"}
+    assert (invalid.code, invalid.reason, invalid.violations) == (
+        alone.value.code,
+        alone.value.reason,
+        alone.value.violations,
+    )
+    async with AsyncPaycoreClient(setting.server.address) as asynchronous:
+        again = await asynchronous.notify_batch(words)
+    assert [getattr(one, "replayed", None) for one in again] == [True, None, True]
+
+
+@pytest.mark.parametrize("count", [0, 10_001])
+def test_batch_of_no_word_and_of_too_many_is_refused_as_a_whole(client: PaycoreClient, count: int) -> None:
+    word = notify_request(
+        channel="x", account="y", channel_order_no="z", result=payment_pb2.CHANNEL_RESULT_FAILURE, amount_minor=0
+    )
+    with pytest.raises(PaycoreRpcError) as caught:
+        client.notify_batch([word] * count)
+    assert (caught.value.code, caught.value.reason) == (Code.INVALID_ARGUMENT, "INVALID_BATCH")
 
 
 def details_of(*messages: Any) -> bytes:
@@ -289,3 +366,9 @@ def test_error_is_read_from_the_status(
     error = read_error(code, "text", trailing)
     assert (error.code, error.reason, error.retryable, error.metadata) == (code, reason, retryable, metadata)
     assert str(error) == f"{reason}: text"
+
+
+def test_delay_that_the_server_asks_for_is_read_from_the_status() -> None:
+    asked = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=1, nanos=500_000_000))
+    assert read_error(Code.UNAVAILABLE, "", ((DETAILS_KEY, details_of(INFO, asked)),)).retry_after_ms == 1_500
+    assert read_error(Code.UNAVAILABLE, "", ((DETAILS_KEY, details_of(INFO)),)).retry_after_ms is None

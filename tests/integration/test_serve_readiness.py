@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from paycore.client import PaycoreClient, PaycoreRpcError
+from paycore.client import NO_RETRY, PaycoreClient, PaycoreRpcError
 from paycore.v1 import payment_pb2, payment_service_pb2
 from tests.support.facts import contents
 from tests.support.server import ServerProcess, check_health
@@ -53,7 +53,7 @@ def metric(server: ServerProcess, name: str) -> str:
 
 
 def unknown_word(server: ServerProcess, trade: str) -> payment_service_pb2.NotifyResponse:
-    with PaycoreClient(server.address) as client:
+    with PaycoreClient(server.address, retry=NO_RETRY) as client:
         return client.notify(
             channel="x",
             account="y",

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from paycore.client import PaycoreClient
+from paycore.client import NO_RETRY, PaycoreClient
 from paycore.store.engine import DatabaseRefusedError
 from paycore.store.schema import migrate
 
@@ -176,7 +176,9 @@ class Stage:
             for port in self._ports.values():
                 undo.callback(port.let_go)
             self._start(undo)
-            self._client = undo.enter_context(PaycoreClient(self.grpc_address, timeout_ms=self._call_timeout_ms))
+            self._client = undo.enter_context(
+                PaycoreClient(self.grpc_address, timeout_ms=self._call_timeout_ms, retry=NO_RETRY)
+            )
             self._cleanup = undo.pop_all()
         return self
 

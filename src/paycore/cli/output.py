@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from paycore.cli.exits import REFUSED, UNAVAILABLE, USAGE, fail, visible
-from paycore.client import PaycoreClient, PaycoreRpcError
+from paycore.client import NO_RETRY, PaycoreClient, PaycoreRpcError
 from paycore.domain.money import MINOR_DIGITS, format_amount
 from paycore.v1 import payment_pb2
 
@@ -35,7 +35,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as pr
 def calling(server: str, timeout_ms: int) -> Iterator[PaycoreClient]:
     """Hand out a client; turn what goes wrong with a call into a line and an exit code."""
     try:
-        with PaycoreClient(server, timeout_ms=timeout_ms) as client:
+        # Whoever typed the command is told at once that nobody answers.
+        with PaycoreClient(server, timeout_ms=timeout_ms, retry=NO_RETRY) as client:
             yield client
     except PaycoreRpcError as error:
         _fail_with(error, server)

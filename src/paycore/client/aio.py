@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -10,9 +11,14 @@ import grpc
 import grpc.aio
 
 from paycore.client import requests
+from paycore.client.aio_batching import AsyncBatchingNotifier
+from paycore.client.answers import WordAnswer, read_answers
 from paycore.client.errors import read_error
+from paycore.client.retrying import Attempts, RetryPolicy, draw
 from paycore.v1 import payment_pb2, payment_service_pb2
 from paycore.v1.payment_service_pb2_grpc import PaymentServiceStub
+
+__all__ = ["AsyncBatchingNotifier", "AsyncPaycoreClient"]
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -21,8 +27,11 @@ _Response = TypeVar("_Response")
 class AsyncPaycoreClient:
     """Calls one paycore server; see ``PaycoreClient``. Make it inside the event loop: ``async with ... as client``."""
 
-    def __init__(self, address: str, *, timeout_ms: int = requests.DEFAULT_TIMEOUT_MS) -> None:
+    def __init__(
+        self, address: str, *, timeout_ms: int = requests.DEFAULT_TIMEOUT_MS, retry: RetryPolicy | None = None
+    ) -> None:
         self._timeout_ms = timeout_ms
+        self._retry = retry or RetryPolicy()
         self._channel = grpc.aio.insecure_channel(address, options=requests.CHANNEL_OPTIONS)
         self._stub = PaymentServiceStub(self._channel)
 
@@ -89,6 +98,7 @@ class AsyncPaycoreClient:
         """Hand over what a channel said. Acknowledge it to the channel only when this returns.
 
         result: a CHANNEL_RESULT_ constant of ``paycore.v1.payment_pb2``. paid_at_ms: None when the channel gave none.
+        After a retry ``replayed`` may be true of the caller's own word: the first try was kept, its answer lost.
         """
         request = requests.notify_request(
             channel=channel,
@@ -103,6 +113,18 @@ class AsyncPaycoreClient:
             headers=headers,
         )
         return await self._call(self._stub.Notify, request, timeout_ms)
+
+    async def notify_batch(
+        self, notifications: Sequence[payment_service_pb2.NotifyRequest], *, timeout_ms: int | None = None
+    ) -> list[WordAnswer]:
+        """Hand over 1 to 10,000 words in one call; return each one's answer, in their order. It is not atomic.
+
+        notifications: made by ``paycore.client.notify_request``. A word that is INVALID or THROTTLED has its error as
+        its answer, the one that ``notify`` would raise; it is not raised. Raises PaycoreRpcError where the call failed
+        as a whole: then no word is answered for, and the same batch may be sent again.
+        """
+        response = await self._call(self._stub.NotifyBatch, requests.batch_request(notifications), timeout_ms)
+        return read_answers(response, len(notifications))
 
     async def query(
         self,
@@ -139,7 +161,14 @@ class AsyncPaycoreClient:
     async def _call(
         self, method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response], request: _Request, timeout_ms: int | None
     ) -> _Response:
-        try:
-            return await method(request, timeout=(timeout_ms or self._timeout_ms) / 1_000)
-        except grpc.aio.AioRpcError as error:
-            raise read_error(error.code(), error.details(), error.trailing_metadata()) from None
+        now_ms = requests.milliseconds_now
+        attempts = Attempts(self._retry, now_ms() + (timeout_ms or self._timeout_ms), draw)
+        while True:
+            try:
+                return await method(request, timeout=attempts.left_ms(now_ms()) / 1_000)
+            except grpc.aio.AioRpcError as raised:
+                error = read_error(raised.code(), raised.details(), raised.trailing_metadata())
+            wait_ms = attempts.wait_ms(error, now_ms())
+            if wait_ms is None:
+                raise error
+            await asyncio.sleep(wait_ms / 1_000)

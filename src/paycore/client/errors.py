@@ -1,7 +1,7 @@
 """The one error that the clients raise, read from google.rpc.Status where the server sent one."""
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -26,7 +26,8 @@ class PaycoreRpcError(Exception):
 
     code: the gRPC status. reason: UPPER_SNAKE and stable, fit to branch on; the code's name where the answer did not
     come from paycore (no connection, deadline passed). retryable: whether the same call can succeed later without
-    anybody changing something. violations: for INVALID_ARGUMENT. metadata: further facts, by name.
+    anybody changing something. violations: for INVALID_ARGUMENT. metadata: further facts, by name. retry_after_ms: how
+    long to wait before the next try, where the server says so.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class PaycoreRpcError(Exception):
         retryable: bool,
         violations: Iterable[Violation] = (),
         metadata: Mapping[str, str] | None = None,
+        retry_after_ms: int | None = None,
     ) -> None:
         super().__init__(f"{reason}: {message}")
         self.code = code
@@ -46,6 +48,19 @@ class PaycoreRpcError(Exception):
         self.retryable = retryable
         self.violations = tuple(violations)
         self.metadata: Mapping[str, str] = dict(metadata or {})
+        self.retry_after_ms = retry_after_ms
+
+    def copy(self) -> Self:
+        """Return an equal error of its own: one that is raised in several places would mix their tracebacks."""
+        return type(self)(
+            self.code,
+            self.reason,
+            self.message,
+            retryable=self.retryable,
+            violations=self.violations,
+            metadata=self.metadata,
+            retry_after_ms=self.retry_after_ms,
+        )
 
 
 def read_error(
@@ -55,15 +70,24 @@ def read_error(
     reason, retryable = code.name, code in _RETRYABLE_CODES
     metadata: dict[str, str] = {}
     violations: list[Violation] = []
+    retry_after_ms: int | None = None
     for detail in _details(trailing):
-        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
         if detail.Unpack(info):
             reason, metadata = info.reason, dict(info.metadata)
             retryable = metadata.pop("retryable", "false") == "true"
         elif detail.Unpack(bad):
             violations += [Violation(one.field, one.description) for one in bad.field_violations]
+        elif detail.Unpack(retry):
+            retry_after_ms = retry.retry_delay.ToMilliseconds()
     return PaycoreRpcError(
-        code, reason, message or "no message", retryable=retryable, violations=violations, metadata=metadata
+        code,
+        reason,
+        message or "no message",
+        retryable=retryable,
+        violations=violations,
+        metadata=metadata,
+        retry_after_ms=retry_after_ms,
     )
 
 

@@ -1,6 +1,7 @@
 """Builds requests from plain values, once for both clients."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -16,9 +17,21 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # Despite its name, how long one try to connect may take; a busy server needs more than the waits above.
     ("grpc.min_reconnect_backoff_ms", 5_000),
+    # A connection that died without a word, behind a proxy or a tunnel, is given up 10 s after 30 s of silence, but
+    # only while a call waits: a server may take more for a flood and end the connection.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    # 10,000 answers that each name every violation.
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
     # paycore listens on loopback; a proxy of the environment would look for it elsewhere.
     ("grpc.enable_http_proxy", 0),
 )
+
+
+def milliseconds_now() -> int:
+    """A clock for deadlines, which nobody sets."""
+    return time.monotonic_ns() // 1_000_000
 
 
 def pay_request(
@@ -55,14 +68,17 @@ def notify_request(
     account: str,
     channel_order_no: str,
     result: payment_pb2.ChannelResult.ValueType,
-    amount_minor: int,
-    currency: str,
-    channel_trade_no: str,
-    paid_at_ms: int | None,
-    raw: bytes,
-    headers: Mapping[str, str] | None,
+    amount_minor: int = 0,
+    currency: str = "",
+    channel_trade_no: str = "",
+    paid_at_ms: int | None = None,
+    raw: bytes = b"",
+    headers: Mapping[str, str] | None = None,
 ) -> payment_service_pb2.NotifyRequest:
-    """Build a NotifyRequest. Raises ValueError where a number does not fit its field."""
+    """Build a NotifyRequest. Raises ValueError where a number does not fit its field.
+
+    result: a CHANNEL_RESULT_ constant of ``paycore.v1.payment_pb2``. paid_at_ms: None when the channel gave none.
+    """
     return payment_service_pb2.NotifyRequest(
         channel=channel,
         account=account,
@@ -75,6 +91,13 @@ def notify_request(
         raw=raw,
         headers=headers,
     )
+
+
+def batch_request(
+    notifications: Iterable[payment_service_pb2.NotifyRequest],
+) -> payment_service_pb2.NotifyBatchRequest:
+    """Build a NotifyBatchRequest."""
+    return payment_service_pb2.NotifyBatchRequest(notifications=notifications)
 
 
 def query_request(

@@ -1,15 +1,18 @@
-"""The blocking client. Safe to share between threads; it retries nothing and batches nothing by itself."""
+"""The blocking client. Safe to share between threads. It batches nothing by itself: ``BatchingNotifier`` does."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
 import grpc
 
 from paycore.client import requests
+from paycore.client.answers import WordAnswer, read_answers
 from paycore.client.errors import read_error
+from paycore.client.retrying import Attempts, RetryPolicy, draw
 from paycore.v1 import payment_pb2, payment_service_pb2
 from paycore.v1.payment_service_pb2_grpc import PaymentServiceStub
 
@@ -20,12 +23,17 @@ _Response = TypeVar("_Response")
 class PaycoreClient:
     """Calls one paycore server: ``with PaycoreClient("127.0.0.1:50051") as client: client.query(payment_id=1)``.
 
-    timeout_ms: the deadline of a call that names none of its own. Whoever makes a client closes it. Every call
-    raises PaycoreRpcError when it is refused or not answered, and ValueError for values that no request can hold.
+    timeout_ms: the deadline of a call that names none of its own. retry: calls that meet UNAVAILABLE, a server that is
+    not up yet among them, are made again until their deadline; NO_RETRY makes each once. Whoever makes a client closes
+    it. Every call raises PaycoreRpcError when it is refused or not answered, and ValueError for values that no request
+    can hold.
     """
 
-    def __init__(self, address: str, *, timeout_ms: int = requests.DEFAULT_TIMEOUT_MS) -> None:
+    def __init__(
+        self, address: str, *, timeout_ms: int = requests.DEFAULT_TIMEOUT_MS, retry: RetryPolicy | None = None
+    ) -> None:
         self._timeout_ms = timeout_ms
+        self._retry = retry or RetryPolicy()
         self._channel = grpc.insecure_channel(address, options=requests.CHANNEL_OPTIONS)
         self._stub = PaymentServiceStub(self._channel)
 
@@ -92,6 +100,7 @@ class PaycoreClient:
         """Hand over what a channel said. Acknowledge it to the channel only when this returns.
 
         result: a CHANNEL_RESULT_ constant of ``paycore.v1.payment_pb2``. paid_at_ms: None when the channel gave none.
+        After a retry ``replayed`` may be true of the caller's own word: the first try was kept, its answer lost.
         """
         request = requests.notify_request(
             channel=channel,
@@ -106,6 +115,18 @@ class PaycoreClient:
             headers=headers,
         )
         return self._call(self._stub.Notify, request, timeout_ms)
+
+    def notify_batch(
+        self, notifications: Sequence[payment_service_pb2.NotifyRequest], *, timeout_ms: int | None = None
+    ) -> list[WordAnswer]:
+        """Hand over 1 to 10,000 words in one call; return each one's answer, in their order. It is not atomic.
+
+        notifications: made by ``paycore.client.notify_request``. A word that is INVALID or THROTTLED has its error as
+        its answer, the one that ``notify`` would raise; it is not raised. Raises PaycoreRpcError where the call failed
+        as a whole: then no word is answered for, and the same batch may be sent again.
+        """
+        response = self._call(self._stub.NotifyBatch, requests.batch_request(notifications), timeout_ms)
+        return read_answers(response, len(notifications))
 
     def query(
         self,
@@ -142,9 +163,16 @@ class PaycoreClient:
     def _call(
         self, method: grpc.UnaryUnaryMultiCallable[_Request, _Response], request: _Request, timeout_ms: int | None
     ) -> _Response:
-        try:
-            return method(request, timeout=(timeout_ms or self._timeout_ms) / 1_000)
-        except grpc.RpcError as error:
-            # What the blocking API raises is the call itself, which its types do not say.
-            call = cast(grpc.Call, error)
-            raise read_error(call.code(), call.details(), call.trailing_metadata()) from None
+        now_ms = requests.milliseconds_now
+        attempts = Attempts(self._retry, now_ms() + (timeout_ms or self._timeout_ms), draw)
+        while True:
+            try:
+                return method(request, timeout=attempts.left_ms(now_ms()) / 1_000)
+            except grpc.RpcError as raised:
+                # What the blocking API raises is the call itself, which its types do not say.
+                call = cast(grpc.Call, raised)
+                error = read_error(call.code(), call.details(), call.trailing_metadata())
+            wait_ms = attempts.wait_ms(error, now_ms())
+            if wait_ms is None:
+                raise error
+            time.sleep(wait_ms / 1_000)
