@@ -15,7 +15,7 @@ from pathlib import Path
 
 import grpc.aio
 
-from benchmarks.empty_server import loop_factory
+from paycore.bench.empty_server import loop_factory
 
 CONNECT_SECONDS = 30
 FRAME_HEAD_BYTES = 5

@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.empty_server import ANSWER, METHOD
 from benchmarks.notify_cases import Bodies, Case, Prepared, prepare
 from benchmarks.notify_load import IN_FLIGHT, Load, LoadError, choose_load
-from benchmarks.processes import (
+from paycore.bench.empty_server import ANSWER, METHOD
+from paycore.bench.processes import (
     Cores,
     ProcessError,
     Server,
@@ -97,7 +97,7 @@ class Bench:
     def run_once(self) -> None:
         """Measure every case once, on a fresh copy of the prepared database."""
         database = self._copy_database()
-        with paycore_server(database, self._folder, self._cores.server) as server:
+        with paycore_server(f"sqlite:///{database}", self._folder, self._cores.server) as server:
             self._make_known(server, database)
             for case in self._prepared.cases:
                 baseline_rate = self._measure_empty(case.bodies)

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 from benchmarks import machine
 from benchmarks.notify_cases import Bodies
-from benchmarks.processes import pinned_to
+from paycore.bench.processes import pinned_to
 
 SECONDS = 600
 CONNECTIONS = 8

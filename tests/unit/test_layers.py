@@ -27,7 +27,8 @@ LAYERS = {
     "metrics": {"domain"},
     "v1": set(),
     "_dedupe": set(),
-    "_wire": {"_dedupe"},
+    "_protobuf": set(),
+    "_wire": {"_dedupe", "_protobuf"},
     # A stub only names types, for type checkers; the compiled modules themselves take plain tuples.
     "_dedupe.pyi": {"domain"},
     "_wire.pyi": {"domain", "_dedupe"},
@@ -59,14 +60,15 @@ OUTSIDE = {
     "grpc_status": GRPC,
     "httpx": {"channels", "simbank", "cli"},
     "jinja2": {"simbank"},
-    "prometheus_client": {"metrics", "app"},
+    "prometheus_client": {"metrics", "app", "bench"},
     "pydantic": {"settings", "simbank"},
     "pydantic_core": {"settings"},
     "pydantic_settings": {"settings"},
     "rich": {"cli"},
     "segno": {"simbank", "cli"},
     "sqlalchemy": {"store"},
-    "sqlite3": {"store", "simbank", "cli"},  # the banks keep books of their own; the demo counts rows from outside
+    # The banks keep books of their own; the demo counts rows from outside, the benchmarks write and count them.
+    "sqlite3": {"store", "simbank", "cli", "bench"},
     "starlette": {"simbank", "app"},
     "structlog": {"app", "cli", "rpc", "jobs", "usecases", "store", "channels", "simbank"},
     "typer": {"cli"},
@@ -76,7 +78,7 @@ OUTSIDE = {
     # Cython's own: C declarations, nothing that runs.
     "cpython": {"_dedupe", "_wire"},
     "cython": {"_dedupe", "_wire"},
-    "libc": {"_dedupe", "_wire"},
+    "libc": {"_dedupe", "_protobuf", "_wire"},
 }
 
 STANDARD_LIBRARY = {

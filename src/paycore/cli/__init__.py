@@ -26,7 +26,10 @@ Exit codes: 0 done, 1 refused, 2 wrong usage, 3 not reachable or not able now.
 
 
 class Verb(NamedTuple):
-    """Where a verb lives: the module in this folder, and the names of its function and of its help's last words."""
+    """Where a verb lives: the module in this folder, and the names of its function and of its help's last words.
+
+    In place of a function there may be a ``typer.Typer``, which has verbs of its own.
+    """
 
     module: str
     function: str
@@ -43,6 +46,7 @@ VERBS = {
     "close": Verb("close", "close"),
     "simbank": Verb("simbank", "simbank", "SIMBANK_EPILOG"),
     "forwarder": Verb("simbank", "forwarder", "FORWARDER_EPILOG"),
+    "bench": Verb("bench", "app"),
 }
 
 
@@ -74,7 +78,11 @@ def build(verbs: Iterable[str]) -> typer.Typer:
     for name in verbs:
         verb = VERBS[name]
         module = importlib.import_module(f"paycore.cli.{verb.module}")
-        app.command(name, epilog=getattr(module, verb.epilog))(getattr(module, verb.function))
+        function, epilog = getattr(module, verb.function), getattr(module, verb.epilog)
+        if isinstance(function, typer.Typer):
+            app.add_typer(function, name=name, epilog=epilog)
+        else:
+            app.command(name, epilog=epilog)(function)
     return app
 
 

@@ -1,6 +1,4 @@
-"""Server processes that the benchmarks measure: started on a core of their own, asked, and ended."""
-
-from __future__ import annotations
+"""Server processes that are measured: started, on a core of their own where that is asked for, asked, and ended."""
 
 import json
 import os
@@ -8,15 +6,18 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
-START_SECONDS = 60
+from paycore.bench.result import BenchError
+
+START_SECONDS = 300
+METRICS_SECONDS = 30
 STOP_SECONDS = 60
 ACCOUNTS = ("bank_a", "bank_b", "bank_c")
 
@@ -24,7 +25,7 @@ Sample = tuple[str, tuple[tuple[str, str], ...]]
 """A metric's sample: its name, and its labels in order."""
 
 
-class ProcessError(Exception):
+class ProcessError(BenchError):
     """A process did not start or end as it should."""
 
 
@@ -65,18 +66,19 @@ def pinned_to(core: int | None) -> Iterator[None]:
 
 
 class Server(NamedTuple):
-    """A server that takes calls. metrics_url: None where it offers none."""
+    """A server that takes calls. metrics_address: None where it offers none."""
 
     pid: int
     address: str
-    metrics_url: str | None
+    metrics_address: str | None
 
     def metrics(self) -> dict[Sample, float]:
         """All samples as they are now; empty where it offers none."""
-        if self.metrics_url is None:
+        if self.metrics_address is None:
             return {}
-        with urllib.request.urlopen(self.metrics_url, timeout=START_SECONDS) as answer:
-            text = answer.read().decode()
+        with closing(HTTPConnection(self.metrics_address, timeout=METRICS_SECONDS)) as connection:
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
         return {
             (sample.name, tuple(sorted(sample.labels.items()))): sample.value
             for family in text_string_to_metric_families(text)
@@ -120,26 +122,25 @@ def wait_ready(process: subprocess.Popen[bytes], ready_file: Path, log: Path) ->
             raise ProcessError(f"{process.args!r} is not ready:\n{log.read_text()[-2000:]}")
         time.sleep(0.02)
     ready = json.loads(ready_file.read_text(encoding="utf-8"))
-    metrics = ready.get("metrics_address")
-    return Server(process.pid, ready["address"], f"http://{metrics}/metrics" if metrics else None)
+    return Server(process.pid, ready["address"], ready.get("metrics_address"))
 
 
 @contextmanager
-def empty_server(folder: Path, core: int | None) -> Iterator[Server]:
-    """Run the handler that does nothing."""
+def empty_server(folder: Path, core: int | None, words: int = 1) -> Iterator[Server]:
+    """Run the handlers that do nothing. words: how many the answer to a batch holds."""
     ready_file = folder / "empty.ready"
-    command = [sys.executable, "-m", "benchmarks.empty_server", str(ready_file)]
+    command = [sys.executable, "-m", "paycore.bench.empty_server", str(ready_file), str(words)]
     with running(command, ready_file, folder / "empty.log", core) as server:
         yield server
 
 
 @contextmanager
-def paycore_server(database: Path, folder: Path, core: int | None) -> Iterator[Server]:
+def paycore_server(url: str, folder: Path, core: int | None, flags: Sequence[str] = ()) -> Iterator[Server]:
     """Run ``paycore serve`` as it is installed, with one channel configured and nobody behind it."""
     ready_file = folder / "paycore.ready"
     secrets = dict.fromkeys(ACCOUNTS, "nobody asks for it")
-    command = [str(Path(sys.executable).with_name("paycore")), "serve", "--db", f"sqlite:///{database}"]
+    command = [sys.executable, "-m", "paycore.cli", "serve", "--db", url]
     command += ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--ready-file", str(ready_file)]
-    command += ["--simbank-url", "http://127.0.0.1:9", "--simbank-secrets", json.dumps(secrets)]
+    command += ["--simbank-url", "http://127.0.0.1:9", "--simbank-secrets", json.dumps(secrets), *flags]
     with running(command, ready_file, folder / "paycore.log", core) as server:
         yield server

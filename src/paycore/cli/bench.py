@@ -1,0 +1,222 @@
+"""``paycore bench``: measures what paycore does on this machine, beside a baseline and the limit of the same run."""
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from paycore.bench import machine, notify
+from paycore.bench.result import BenchError, Progress, Result
+from paycore.cli.exits import REFUSED, USAGE, fail
+
+EPILOG = """
+Examples:
+
+  paycore bench notify                                     a new SQLite file, 1,000 words a message
+
+  paycore bench notify --store postgresql --mix dirty      a PostgreSQL server started for it
+
+  paycore bench notify --batch 100 --count 1000000 --json  one JSON object
+
+Each prints the machine, the versions, a baseline and the limit, all of the same run: their ratios travel between \
+machines, the figures themselves do not. Where the counts are not what was sent there is no figure, and exit code 1.
+"""
+
+_NARROWEST = 120
+
+app = typer.Typer(
+    help="Measure what paycore does on this machine, beside a baseline and the limit of the same run.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+class StoreName(StrEnum):
+    """Which database is measured on."""
+
+    SQLITE = "sqlite"
+    POSTGRESQL = "postgresql"
+
+
+class Mix(StrEnum):
+    """What the stream of words is."""
+
+    CLEAN = "clean"
+    DIRTY = "dirty"
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+StoreOption = Annotated[
+    StoreName, typer.Option("--store", help="Make a database of this kind, and remove it afterwards.")
+]
+DbOption = Annotated[
+    str | None,
+    typer.Option(
+        "--db",
+        help="Use this one in place of it: a URL as of `paycore serve`, of a SQLite file that is not there yet or a"
+        " PostgreSQL database without payments. What is measured stays in it.",
+        show_default=False,
+    ),
+]
+FolderOption = Annotated[
+    Path | None,
+    typer.Option(help="Where files are made: a local disk; in memory nothing is durable.", show_default="TMPDIR"),
+]
+
+
+@app.command("notify", epilog=EPILOG)
+def bench_notify(
+    store: StoreOption = StoreName.SQLITE,
+    db: DbOption = None,
+    batch: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Words a message; 1 is Notify, more are NotifyBatch.")
+    ] = 1_000,
+    count: Annotated[int, typer.Option(min=1, help="Words that are measured.")] = 200_000,
+    in_flight: Annotated[
+        int | None, typer.Option(min=1, help="Messages in flight.", show_default="8 to 128, by the batch")
+    ] = None,
+    connections: Annotated[int, typer.Option(min=1, help="Connections that the messages take in turn.")] = 1,
+    evidence: Annotated[
+        bool, typer.Option("--evidence", help="Words with the bank's body and headers, 503 bytes each.")
+    ] = False,
+    mix: Annotated[
+        Mix,
+        typer.Option(help="dirty: also a stream with 1% duplicates, 1% replays, 0.5% late and 0.1% unknown orders."),
+    ] = Mix.CLEAN,
+    open_loop: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATE",
+            help="Also so many words a second at random moments whatever the server does, latencies from when each"
+            " should have left; `half`: of the rate that was reached.",
+            show_default=False,
+        ),
+    ] = None,
+    idle: Annotated[bool, typer.Option("--idle", help="Also a NotifyBatch of one, one after another.")] = False,
+    existing: Annotated[int, typer.Option(min=0, help="Payments, paid, that the database holds before.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of `paycore serve`.")] = 1,
+    pinned: Annotated[
+        bool, typer.Option("--pinned", help="Server and load on a processor each; else they share all.")
+    ] = False,
+    server_flag: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FLAG=VALUE", help="Another flag of `paycore serve`; more than once if need be."),
+    ] = None,
+    folder: FolderOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Durable notifications a second through a real server, gRPC and database.
+
+    Starts `paycore serve` on payments that were written beforehand, and
+    sends it each payment's success from another process. The baseline
+    is a gRPC handler that does nothing with the same messages; the
+    limit is the same rows, as many in a commit, alone in a process.
+    """
+
+    def run(home: Path, progress: Progress) -> Result:
+        return notify.main(
+            notify.Options(
+                store=store.value,
+                folder=home,
+                db=db,
+                batch=batch,
+                words=count,
+                in_flight=in_flight,
+                connections=max(connections, workers),
+                evidence=evidence,
+                dirty=mix is Mix.DIRTY,
+                open_loop=_rate(open_loop),
+                idle=idle,
+                existing=existing,
+                workers=workers,
+                pinned=pinned,
+                flags=tuple(f"--{flag.lstrip('-')}" for flag in server_flag or []),
+            ),
+            progress,
+        )
+
+    _measure(run, folder, as_json=as_json)
+
+
+def _rate(text: str | None) -> int | None:
+    if text is None or text == "half":
+        return None if text is None else 0
+    if not text.isdecimal() or int(text) < 1:
+        fail(f"--open-loop {text}: must be a whole number of words a second, or half", USAGE)
+    return int(text)
+
+
+def _measure(run: Callable[[Path, Progress], Result], folder: Path | None, *, as_json: bool) -> None:
+    """Run a measurement in a folder of its own, show how far it is, and print what came of it."""
+    described = machine.describe()
+    try:
+        with tempfile.TemporaryDirectory(prefix="paycore-bench-", dir=folder) as home, _bars() as progress:
+            result = run(Path(home), progress)
+    except BenchError as error:
+        typer.echo(f"no figures: {error}", err=True)
+        raise typer.Exit(REFUSED) from None
+    if as_json:
+        typer.echo(json.dumps(result.as_object(described)))
+        return
+    show(Console(width=None if sys.stdout.isatty() else _NARROWEST), result, described | dict(result.facts))
+
+
+class _Bars:
+    """Shows each phase as a bar on the terminal; see ``Progress``."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._task = bars.add_task("start", total=None)
+
+    def phase(self, what: str, total: int) -> None:
+        """Begin a phase."""
+        self._bars.remove_task(self._task)
+        self._task = self._bars.add_task(what, total=total or None)
+
+    def done(self, steps: int) -> None:
+        """Move the bar."""
+        self._bars.update(self._task, completed=steps)
+
+
+@contextmanager
+def _bars() -> Iterator[_Bars]:
+    # On standard error, and only where somebody looks: the figures alone are the output.
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    console = Console(stderr=True)
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        yield _Bars(bars)
+
+
+def show(console: Console, result: Result, facts: dict[str, str]) -> None:
+    """Print a result for people: what it was taken on, the table, and what each row means."""
+    for name, value in facts.items():
+        console.print(f"[dim]{name:>12}[/dim]  {value}", highlight=False)
+    table = Table(title=f"bench {result.benchmark}: {result.size:,} {result.unit}")
+    table.add_column("", no_wrap=True)
+    extra = list(dict.fromkeys(key for row in result.rows for key in row.more))
+    for heading in (f"{result.unit}/s", "x limit", "p50 ms", "p99 ms", *extra):
+        table.add_column(heading, justify="right")
+    for row in result.rows:
+        table.add_row(
+            row.name,
+            "" if row.rate is None else f"{row.rate:,.0f}",
+            *("" if value is None else f"{value:.2f}" for value in (row.of_limit, row.p50_ms, row.p99_ms)),
+            *(_cell(row.more.get(key, "")) for key in extra),
+        )
+    console.print(table)
+    for row in result.rows:
+        console.print(f"{row.name}: {row.meaning}.", highlight=False, soft_wrap=True)
+
+
+def _cell(value: float | str) -> str:
+    return f"{value:,.1f}" if isinstance(value, float) else str(value)
