@@ -1,0 +1,861 @@
+# cython: language_level=3, wraparound=False, cdivision=True, embedsignature=True, embedsignature.format=python
+"""Notify on the wire: bytes to C records without a Python object for each field, and answers to bytes.
+
+Accepts, refuses and reads exactly as the protobuf library does, upb's odd cases included: a map entry that holds
+an unknown field is no entry, and a tenth byte of a varint may say anything. The library is the oracle of
+tests/contract/test_wire.py and test_wire_fuzz.py.
+
+A leaf: it knows the messages and the forms of names and numbers, and nothing of rules about money. It clears
+what breaks no rule at sight (``plain``); usecases/notify.py looks at the rest rule by rule.
+
+Error contracts: what is ``noexcept nogil`` cannot fail but for what it returns: a Status, NULL or False.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from libc.stdint cimport INT32_MAX, INT64_MAX, SIZE_MAX, uint64_t
+from libc.string cimport memcmp, memcpy, memset
+
+from paycore._dedupe cimport (
+    MAX_ATTEMPTS,
+    MAX_CODE,
+    NOTIFY_OUTCOME_INVALID,
+    NOTIFY_OUTCOME_THROTTLED,
+    VERDICT_FLAG_PAID_AT_UNTRUSTED,
+    VERDICT_FLAG_REPLAYED,
+)
+from paycore._protobuf cimport (
+    MAX_DEPTH,
+    TEXT_HAS_NUL,
+    TEXT_MALFORMED,
+    read_size,
+    read_tag,
+    read_varint,
+    scan_text,
+    skip_value,
+    varint_size,
+    write_varint,
+)
+
+cdef extern from *:
+    """
+    #define PAYCORE_MIN_SECONDS ((int64_t)-62135596800)
+    #define PAYCORE_MAX_SECONDS ((int64_t)253402300799)
+    """
+    # The range of a valid Timestamp, as in paycore.rpc.convert.
+    const int64_t MIN_SECONDS "PAYCORE_MIN_SECONDS"
+    const int64_t MAX_SECONDS "PAYCORE_MAX_SECONDS"
+
+cdef enum Status:
+    STATUS_OK = 0
+    STATUS_MALFORMED = 1
+    STATUS_BAD_UTF8 = 2
+
+# Field number << 3 | wire type, as the proto files number them.
+cdef enum Tag:
+    TAG_BATCH_NOTIFICATIONS = 0x0A
+    TAG_CHANNEL = 0x0A
+    TAG_ACCOUNT = 0x12
+    TAG_ORDER_NO = 0x1A
+    TAG_RESULT = 0x20
+    TAG_AMOUNT = 0x28
+    TAG_CURRENCY = 0x32
+    TAG_TRADE_NO = 0x3A
+    TAG_PAID_AT = 0x42
+    TAG_RAW = 0x4A
+    TAG_HEADERS = 0x52
+    TAG_TIMESTAMP_SECONDS = 0x08
+    TAG_TIMESTAMP_NANOS = 0x10
+    TAG_ENTRY_KEY = 0x0A
+    TAG_ENTRY_VALUE = 0x12
+    TAG_OUTCOME = 0x08
+    TAG_REPLAYED = 0x10
+    TAG_UNTRUSTED = 0x18
+    TAG_PAYMENT_ID = 0x20
+    TAG_ATTEMPT = 0x28
+    TAG_VIOLATIONS = 0x32
+    TAG_VIOLATION_FIELD = 0x0A
+    TAG_VIOLATION_RULE = 0x12
+    TAG_BATCH_ANSWERS = 0x0A
+
+# What a plain notification may have at most, in bytes: at most what usecases/notify.py allows in characters.
+cdef enum PlainLimits:
+    PLAIN_CHANNEL = 32
+    PLAIN_TEXT = 64
+    PLAIN_CURRENCY = 16
+    PLAIN_RAW = 65536
+    PLAIN_HEADERS = 8192
+
+cdef enum:
+    # JSON writes a byte in six at most, and a pair with two pairs of quotes, a colon and a comma.
+    JSON_PER_BYTE = 6
+    JSON_PER_PAIR = 6
+    RESULT_SUCCESS = 1
+    SOURCE_NOTIFICATION = 1
+    ABSENT_MS = -1
+    NANOS_PER_MS = 1000000
+    MAX_NANOS = 999999999
+    MIN_ORDER_NO = 3
+    MAX_ORDER_NO = 21
+    FIELDS = 14
+    # Below this many bytes another thread would gain less than giving the GIL away costs.
+    BULK_BYTES = 4096
+
+
+class MalformedError(ValueError):
+    """The bytes are not a message of the type that was asked for."""
+
+
+# ---- Memory ----------------------------------------------------------------------------------------------
+
+# Every block of this module is taken and released here, with the GIL held. So a test can make an allocation fail.
+cdef long long allocations_left = -1   # negative: no bound
+cdef Py_ssize_t blocks_held = 0
+
+
+cdef void *allocate(size_t count, size_t size) except NULL:
+    """Return `count` items of zeroed memory, owned by the caller."""
+    global allocations_left, blocks_held
+    cdef void *block = NULL
+    if allocations_left != 0 and count <= SIZE_MAX // size:
+        block = PyMem_RawMalloc(count * size)
+    if block == NULL:
+        raise MemoryError(f"no memory for {count} records")
+    memset(block, 0, count * size)
+    blocks_held += 1
+    allocations_left -= allocations_left > 0
+    return block
+
+
+cdef void release(void *block) noexcept:
+    """Give back what allocate returned; NULL is allowed."""
+    global blocks_held
+    if block != NULL:
+        blocks_held -= 1
+        PyMem_RawFree(block)
+
+
+def _fail_allocation_after(long long count):
+    """For tests only: let ``count`` more allocations succeed, then fail all; a negative count ends that."""
+    global allocations_left
+    allocations_left = max(count, -1)
+
+
+def _blocks_held():
+    """For tests only: how many blocks of memory this module holds."""
+    return blocks_held
+
+
+# ---- Names to codes --------------------------------------------------------------------------------------
+
+cdef inline size_t hash_name(
+    const uint8_t *first, size_t first_size, const uint8_t *second, size_t second_size
+) noexcept nogil:
+    """FNV-1a over both parts. Names come from the configuration: nobody else can make them collide."""
+    cdef uint64_t spread = <uint64_t>0xCBF29CE484222325ULL
+    cdef size_t i
+    for i in range(first_size):
+        spread = (spread ^ first[i]) * <uint64_t>0x100000001B3ULL
+    spread = (spread ^ 0xFF) * <uint64_t>0x100000001B3ULL
+    for i in range(second_size):
+        spread = (spread ^ second[i]) * <uint64_t>0x100000001B3ULL
+    return <size_t>(spread ^ spread >> 32)
+
+
+cdef inline bint is_name(
+    const name_t *name, const uint8_t *first, size_t first_size, const uint8_t *second, size_t second_size
+) noexcept nogil:
+    return (
+        name.code != 0
+        and name.first_size == first_size
+        and name.second_size == second_size
+        and memcmp(name.first, first, first_size) == 0
+        and memcmp(name.second, second, second_size) == 0
+    )
+
+
+cdef int names_fill(names_t *names, list entries) except -1:
+    """Make a table of (first, second, code), whose bytes the caller keeps. `names` must be empty."""
+    cdef size_t slots = 2, slot
+    cdef name_t name
+    cdef bytes first, second
+    while slots < 2 * <size_t>len(entries):
+        slots *= 2
+    names.slots = <name_t *>allocate(slots, sizeof(name_t))
+    names.mask = slots - 1
+    for first, second, code in entries:
+        if not 1 <= code <= MAX_CODE:
+            raise ValueError(f"code must be 1 to {MAX_CODE}, not {code}")
+        name.first = <const uint8_t *>PyBytes_AS_STRING(first)
+        name.first_size = len(first)
+        name.second = <const uint8_t *>PyBytes_AS_STRING(second)
+        name.second_size = len(second)
+        name.code = code
+        slot = hash_name(name.first, name.first_size, name.second, name.second_size) & names.mask
+        while names.slots[slot].code:
+            slot = (slot + 1) & names.mask
+        names.slots[slot] = name
+    return 0
+
+
+cdef void names_free(names_t *names) noexcept:
+    """Release the memory; the table may then only be filled again."""
+    release(names.slots)
+    names.slots = NULL
+
+
+cdef const name_t *names_find(
+    const names_t *names, const uint8_t *first, size_t first_size, const uint8_t *second, size_t second_size
+) noexcept nogil:
+    """Return the entry of a name; where it is not configured, an empty slot, whose code is 0."""
+    cdef size_t slot = hash_name(first, first_size, second, second_size) & names.mask
+    cdef const name_t *name = &names.slots[slot]
+    while name.code and not is_name(name, first, first_size, second, second_size):
+        slot = (slot + 1) & names.mask
+        name = &names.slots[slot]
+    return name
+
+
+# ---- Reading ---------------------------------------------------------------------------------------------
+
+cdef struct source_t:
+    # What one call of the decoder reads, and the names that it met last: most notifications repeat them.
+    const uint8_t *start
+    const names_t *accounts
+    const names_t *currencies
+    const name_t *last_account
+    const name_t *last_currency
+    int64_t received_at_ms
+
+cdef struct reading_t:
+    # What is known of a notification while its fields are read, beside its record.
+    int64_t seconds
+    int32_t nanos
+    bint has_paid_at
+    int nuls                  # bit (field number): the field's last value holds NUL
+    uint64_t headers_size     # more than the headers have as JSON text
+
+cdef struct entry_t:
+    # One entry of the headers. `whole` is False where it has an unknown field and therefore counts for nothing.
+    span_t key
+    span_t value
+    bint whole
+    int found                 # Text bits of all keys and values read
+
+
+cdef inline span_t span_of(const source_t *source, const uint8_t *at, uint32_t size) noexcept nogil:
+    cdef span_t span
+    span.start = <uint32_t>(at - source.start)
+    span.size = size
+    return span
+
+
+cdef Status read_timestamp(const uint8_t *at, const uint8_t *end, int depth, reading_t *reading) noexcept nogil:
+    """Read a Timestamp into what was read before: a field that is split over several messages is one."""
+    cdef uint64_t number = 0
+    cdef uint32_t tag = 0
+    reading.has_paid_at = True
+    while at != end:
+        at = read_tag(at, end, &tag)
+        if at == NULL:
+            return STATUS_MALFORMED
+        if tag == TAG_TIMESTAMP_SECONDS:
+            at = read_varint(at, end, &number)
+            reading.seconds = <int64_t>number
+        elif tag == TAG_TIMESTAMP_NANOS:
+            at = read_varint(at, end, &number)
+            reading.nanos = <int32_t><uint32_t>number
+        else:
+            at = skip_value(at, end, tag, depth)
+        if at == NULL:
+            return STATUS_MALFORMED
+    return STATUS_OK
+
+
+cdef inline int64_t instant_ms(int64_t seconds, int32_t nanos) noexcept nogil:
+    """Milliseconds of a Timestamp, as paycore.rpc.convert.instant_ms has them."""
+    cdef int64_t at_ms
+    if seconds < MIN_SECONDS:
+        return MIN_SECONDS * 1000
+    if seconds > MAX_SECONDS:
+        return MAX_SECONDS * 1000 + 999
+    at_ms = seconds * 1000 + min(max(nanos, 0), <int32_t>MAX_NANOS) // NANOS_PER_MS
+    return at_ms - 1 if at_ms == ABSENT_MS else at_ms
+
+
+cdef Status read_entry(
+    const source_t *source, const uint8_t *at, const uint8_t *end, int depth, entry_t *entry
+) noexcept nogil:
+    """Read one entry of the headers: a message of a key and a value, either of which may be missing."""
+    cdef uint32_t tag = 0, size = 0
+    memset(entry, 0, sizeof(entry_t))
+    entry.whole = True
+    while at != end:
+        at = read_tag(at, end, &tag)
+        if at == NULL:
+            return STATUS_MALFORMED
+        if tag != TAG_ENTRY_KEY and tag != TAG_ENTRY_VALUE:
+            entry.whole = False
+            at = skip_value(at, end, tag, depth)
+            if at == NULL:
+                return STATUS_MALFORMED
+            continue
+        at = read_size(at, end, &size)
+        if at == NULL:
+            return STATUS_MALFORMED
+        entry.found |= scan_text(at, size)
+        if entry.found & TEXT_MALFORMED:
+            return STATUS_BAD_UTF8
+        if tag == TAG_ENTRY_KEY:
+            entry.key = span_of(source, at, size)
+        else:
+            entry.value = span_of(source, at, size)
+        at += size
+    return STATUS_OK
+
+
+cdef Status read_header(
+    const source_t *source, const uint8_t *at, const uint8_t *end, int depth, reading_t *reading
+) noexcept nogil:
+    """Look at one entry of the headers; the entries themselves are only read when somebody asks for them."""
+    cdef entry_t entry
+    cdef Status status = read_entry(source, at, end, depth, &entry)
+    if status == STATUS_OK:
+        reading.headers_size += JSON_PER_PAIR + JSON_PER_BYTE * (<uint64_t>entry.key.size + entry.value.size)
+        if entry.found & TEXT_HAS_NUL:
+            reading.nuls |= 1 << (TAG_HEADERS >> 3)
+    return status
+
+
+cdef inline void read_order_no(const uint8_t *at, uint32_t size, note_t *note) noexcept nogil:
+    """Read a channel order number, as paycore.domain.ids.parse_channel_order_no does; 0 and 0 where it is not ours."""
+    cdef uint64_t payment_id = 0
+    cdef uint32_t attempt, i
+    if size < MIN_ORDER_NO or size > MAX_ORDER_NO or at[0] == c"0":
+        return
+    for i in range(size):
+        if at[i] < c"0" or at[i] > c"9":
+            return
+    for i in range(size - 2):
+        # At most 19 digits: they fit into 64 bits without a sign.
+        payment_id = payment_id * 10 + (at[i] - c"0")
+    attempt = (at[size - 2] - c"0") * 10 + (at[size - 1] - c"0")
+    if payment_id <= <uint64_t>INT64_MAX and 1 <= attempt <= MAX_ATTEMPTS:
+        note.payment_id = <int64_t>payment_id
+        note.attempt = <int32_t>attempt
+
+
+cdef inline void find_codes(source_t *source, note_t *note) noexcept nogil:
+    """Look up what is configured under the record's names."""
+    cdef const uint8_t *channel = source.start + note.channel.start
+    cdef const uint8_t *account = source.start + note.account.start
+    cdef const uint8_t *currency = source.start + note.currency.start
+    if not is_name(source.last_account, channel, note.channel.size, account, note.account.size):
+        source.last_account = names_find(source.accounts, channel, note.channel.size, account, note.account.size)
+    if not is_name(source.last_currency, currency, note.currency.size, currency, 0):
+        source.last_currency = names_find(source.currencies, currency, note.currency.size, currency, 0)
+    note.account_code = source.last_account.code
+    note.currency_code = source.last_currency.code
+
+
+cdef inline bint has_plain_terms(const note_t *note) noexcept nogil:
+    """Whether amount, result and lengths break no rule; what the texts hold is looked at elsewhere."""
+    return (
+        note.result == RESULT_SUCCESS
+        and note.amount_minor > 0
+        and 0 < note.trade_no.size <= PLAIN_TEXT
+        and note.channel.size <= PLAIN_CHANNEL
+        and note.account.size <= PLAIN_TEXT
+        and note.order_no.size <= PLAIN_TEXT
+        and note.currency.size <= PLAIN_CURRENCY
+        and note.raw.size <= PLAIN_RAW
+        and note.source == SOURCE_NOTIFICATION
+    )
+
+
+cdef inline void finish(source_t *source, const reading_t *reading, note_t *note) noexcept nogil:
+    """Fill in what follows from the fields once all are read."""
+    note.received_at_ms = source.received_at_ms
+    note.source = SOURCE_NOTIFICATION
+    note.paid_at_ms = instant_ms(reading.seconds, reading.nanos) if reading.has_paid_at else ABSENT_MS
+    read_order_no(source.start + note.order_no.start, note.order_no.size, note)
+    find_codes(source, note)
+    note.plain = has_plain_terms(note) and reading.nuls == 0 and reading.headers_size + 2 <= PLAIN_HEADERS
+
+
+cdef inline void set_text(
+    const source_t *source, const uint8_t *at, uint32_t size, int field, int found, span_t *text, reading_t *reading
+) noexcept nogil:
+    """Take a text in, in place of an earlier one of its field."""
+    text[0] = span_of(source, at, size)
+    reading.nuls = reading.nuls & ~(1 << field) | (found & TEXT_HAS_NUL) << field
+
+
+cdef Status read_sized(
+    source_t *source, const uint8_t *at, uint32_t size, uint32_t tag, int depth, note_t *note, reading_t *reading
+) noexcept nogil:
+    """Read a known field of a notification that is given by its length."""
+    cdef int found
+    if tag == TAG_PAID_AT:
+        return read_timestamp(at, at + size, depth - 1, reading)
+    if tag == TAG_HEADERS:
+        return read_header(source, at, at + size, depth - 1, reading)
+    if tag == TAG_RAW:
+        note.raw = span_of(source, at, size)
+        return STATUS_OK
+    found = scan_text(at, size)
+    if found & TEXT_MALFORMED:
+        return STATUS_BAD_UTF8
+    if tag == TAG_CHANNEL:
+        set_text(source, at, size, TAG_CHANNEL >> 3, found, &note.channel, reading)
+    elif tag == TAG_ACCOUNT:
+        set_text(source, at, size, TAG_ACCOUNT >> 3, found, &note.account, reading)
+    elif tag == TAG_ORDER_NO:
+        set_text(source, at, size, TAG_ORDER_NO >> 3, found, &note.order_no, reading)
+    elif tag == TAG_CURRENCY:
+        set_text(source, at, size, TAG_CURRENCY >> 3, found, &note.currency, reading)
+    else:
+        set_text(source, at, size, TAG_TRADE_NO >> 3, found, &note.trade_no, reading)
+    return STATUS_OK
+
+
+cdef inline bint is_sized(uint32_t tag) noexcept nogil:
+    """Whether a tag is that of a known field of a notification which is given by its length."""
+    return (
+        tag == TAG_CHANNEL
+        or tag == TAG_ACCOUNT
+        or tag == TAG_ORDER_NO
+        or tag == TAG_CURRENCY
+        or tag == TAG_TRADE_NO
+        or tag == TAG_PAID_AT
+        or tag == TAG_RAW
+        or tag == TAG_HEADERS
+    )
+
+
+cdef Status read_note(
+    source_t *source, const uint8_t *at, const uint8_t *end, int depth, note_t *note
+) noexcept nogil:
+    """Read a NotifyRequest into a record of zeros. `depth`: how many levels may still be opened in it."""
+    cdef reading_t reading
+    cdef Status status
+    cdef uint64_t number = 0
+    cdef uint32_t tag = 0, size = 0
+    memset(&reading, 0, sizeof(reading_t))
+    note.item = span_of(source, at, <uint32_t>(end - at))
+    while at != end:
+        at = read_tag(at, end, &tag)
+        if at == NULL:
+            return STATUS_MALFORMED
+        if is_sized(tag):
+            at = read_size(at, end, &size)
+            if at == NULL:
+                return STATUS_MALFORMED
+            status = read_sized(source, at, size, tag, depth, note, &reading)
+            if status != STATUS_OK:
+                return status
+            at += size
+            continue
+        if tag == TAG_RESULT:
+            at = read_varint(at, end, &number)
+            note.result = <int32_t><uint32_t>number
+        elif tag == TAG_AMOUNT:
+            at = read_varint(at, end, &number)
+            note.amount_minor = <int64_t>number
+        else:
+            at = skip_value(at, end, tag, depth)
+        if at == NULL:
+            return STATUS_MALFORMED
+    finish(source, &reading, note)
+    return STATUS_OK
+
+
+cdef Status count_items(const uint8_t *at, const uint8_t *end, Py_ssize_t *count) noexcept nogil:
+    """Count the notifications of a NotifyBatchRequest, and see that nothing between them is malformed."""
+    cdef uint32_t tag = 0, size = 0
+    count[0] = 0
+    while at != end:
+        at = read_tag(at, end, &tag)
+        if at == NULL:
+            return STATUS_MALFORMED
+        if tag == TAG_BATCH_NOTIFICATIONS:
+            at = read_size(at, end, &size)
+            count[0] += 1
+        else:
+            size = 0
+            at = skip_value(at, end, tag, MAX_DEPTH)
+        if at == NULL:
+            return STATUS_MALFORMED
+        at += size
+    return STATUS_OK
+
+
+cdef Status read_items(
+    source_t *source, const uint8_t *at, const uint8_t *end, note_t *notes, Py_ssize_t count
+) noexcept nogil:
+    """Read what count_items went over: the first `count` notifications into records, the rest only to see them."""
+    cdef note_t ignored
+    cdef note_t *note
+    cdef Py_ssize_t position = 0
+    cdef Status status
+    cdef uint32_t tag = 0, size = 0
+    while at != end:
+        at = read_tag(at, end, &tag)
+        if tag != TAG_BATCH_NOTIFICATIONS:
+            at = skip_value(at, end, tag, MAX_DEPTH)
+            continue
+        at = read_size(at, end, &size)
+        note = &notes[position] if position < count else &ignored
+        if position >= count:
+            memset(&ignored, 0, sizeof(note_t))
+        status = read_note(source, at, at + size, MAX_DEPTH - 1, note)
+        if status != STATUS_OK:
+            return status
+        position += 1
+        at += size
+    return STATUS_OK
+
+
+cdef int check(Status status, str name) except -1:
+    """Raise MalformedError unless all went well."""
+    if status == STATUS_OK:
+        return 0
+    why = "a text is not UTF-8" if status == STATUS_BAD_UTF8 else "the bytes are malformed"
+    raise MalformedError(f"not a paycore.v1.{name}: {why}")
+
+
+# ---- Writing ---------------------------------------------------------------------------------------------
+
+cdef inline size_t answer_size(const note_t *note) noexcept nogil:
+    """The length of a NotifyResponse without its violations. What is 0 or False is not written."""
+    cdef size_t size = 1 + varint_size(note.verdict & 0xFF)
+    if note.verdict & VERDICT_FLAG_REPLAYED:
+        size += 2
+    if note.verdict & VERDICT_FLAG_PAID_AT_UNTRUSTED:
+        size += 2
+    if note.answer_payment_id:
+        size += 1 + varint_size(<uint64_t>note.answer_payment_id)
+    if note.answer_attempt:
+        size += 1 + varint_size(<uint64_t><int64_t>note.answer_attempt)
+    return size
+
+
+cdef inline uint8_t *write_field(uint8_t *to, uint8_t tag, uint64_t value) noexcept nogil:
+    to[0] = tag
+    return write_varint(to + 1, value)
+
+
+cdef inline uint8_t *write_answer(uint8_t *to, const note_t *note) noexcept nogil:
+    """Write answer_size bytes: the fields in the order of their numbers, as the library does."""
+    to = write_field(to, TAG_OUTCOME, note.verdict & 0xFF)
+    if note.verdict & VERDICT_FLAG_REPLAYED:
+        to = write_field(to, TAG_REPLAYED, 1)
+    if note.verdict & VERDICT_FLAG_PAID_AT_UNTRUSTED:
+        to = write_field(to, TAG_UNTRUSTED, 1)
+    if note.answer_payment_id:
+        to = write_field(to, TAG_PAYMENT_ID, <uint64_t>note.answer_payment_id)
+    if note.answer_attempt:
+        to = write_field(to, TAG_ATTEMPT, <uint64_t><int64_t>note.answer_attempt)
+    return to
+
+
+cdef bytes sized(uint8_t tag, bytes content):
+    """Return a field that is given by its length."""
+    cdef uint8_t head[11]
+    cdef uint8_t *end = write_field(head, tag, <uint64_t>len(content))
+    return PyBytes_FromStringAndSize(<char *>head, end - head) + content
+
+
+cdef bytes violation_bytes(str field, str rule):
+    """Return one FieldViolation as an entry of `violations`."""
+    content = b""
+    if field:
+        content += sized(TAG_VIOLATION_FIELD, field.encode())
+    if rule:
+        content += sized(TAG_VIOLATION_RULE, rule.encode())
+    return sized(TAG_VIOLATIONS, content)
+
+
+cdef dict headers_of(Batch batch, const note_t *note):
+    """Read the headers of a notification that has been read once: nothing in it is malformed."""
+    cdef source_t source
+    cdef entry_t entry
+    cdef const uint8_t *at
+    cdef const uint8_t *end
+    cdef uint32_t tag = 0, size = 0
+    cdef dict headers = {}
+    source.start = <const uint8_t *>PyBytes_AS_STRING(batch.data)
+    at = source.start + note.item.start
+    end = at + note.item.size
+    while at != end:
+        at = read_tag(at, end, &tag)
+        if tag != TAG_HEADERS:
+            at = skip_value(at, end, tag, MAX_DEPTH)
+            continue
+        at = read_size(at, end, &size)
+        read_entry(&source, at, at + size, MAX_DEPTH, &entry)
+        if entry.whole:
+            headers[batch.text(entry.key)] = batch.text(entry.value)
+        at += size
+    return headers
+
+
+cdef bytes violations_of(Batch batch, Py_ssize_t position):
+    if batch.violations is None:
+        return b""
+    return batch.violations.get(position, b"")
+
+
+cdef int require_answers(Batch batch) except -1:
+    cdef Py_ssize_t i
+    for i in range(batch.count):
+        if batch.notes[i].verdict & 0xFF == 0:
+            raise RuntimeError(f"notification {i} has no answer")
+    return 0
+
+
+# ---- Values ----------------------------------------------------------------------------------------------
+
+cdef void open_source(Decoder decoder, source_t *source, bytes data, int64_t received_at_ms) noexcept:
+    """Begin to read. The table's first slot stands for "none yet": what is not that name is looked up."""
+    source.start = <const uint8_t *>PyBytes_AS_STRING(data)
+    source.accounts = &decoder.accounts
+    source.currencies = &decoder.currencies
+    source.last_account = decoder.accounts.slots
+    source.last_currency = decoder.currencies.slots
+    source.received_at_ms = received_at_ms
+
+
+cdef object place_value(note_t *note, value, list parts, start):
+    """Take in one notification's numbers, and note where in Batch.data its texts will stand."""
+    cdef span_t *spans[6]
+    cdef int i
+    channel, account, order_no, result, amount_minor, currency, trade_no = value[:7]
+    paid_at_ms, received_at_ms, source, _, _, raw, _ = value[7:FIELDS]
+    note.result = result
+    note.amount_minor = amount_minor
+    note.paid_at_ms = paid_at_ms
+    note.received_at_ms = received_at_ms
+    note.source = source
+    spans[:] = [&note.channel, &note.account, &note.order_no, &note.currency, &note.trade_no, &note.raw]
+    # A lone surrogate has no UTF-8; it goes on as it is, and makes its notification a suspect.
+    texts = [text.encode("utf-8", "surrogatepass") for text in (channel, account, order_no, currency, trade_no)]
+    texts.append(raw)
+    for i, text in enumerate(texts):
+        if start + len(text) > INT32_MAX:
+            raise OverflowError("the texts of all notifications must have less than 2 GiB")
+        spans[i].start = start
+        spans[i].size = len(text)
+        start += len(text)
+    parts.extend(texts)
+    return start
+
+
+cdef int finish_value(Decoder decoder, Batch batch, Py_ssize_t position) except -1:
+    """Fill in what follows from the values, now that their texts stand in Batch.data."""
+    cdef note_t *note = &batch.notes[position]
+    cdef source_t source
+    cdef int found = 0
+    cdef str headers = batch.values[position][FIELDS - 1]
+    open_source(decoder, &source, batch.data, note.received_at_ms)
+    read_order_no(source.start + note.order_no.start, note.order_no.size, note)
+    find_codes(&source, note)
+    found |= scan_text(source.start + note.channel.start, note.channel.size)
+    found |= scan_text(source.start + note.account.start, note.account.size)
+    found |= scan_text(source.start + note.order_no.start, note.order_no.size)
+    found |= scan_text(source.start + note.currency.start, note.currency.size)
+    found |= scan_text(source.start + note.trade_no.start, note.trade_no.size)
+    note.plain = (
+        has_plain_terms(note)
+        and found == 0
+        and len(headers) * 4 <= PLAIN_HEADERS
+        and "\\u0000" not in headers
+    )
+    return 0
+
+
+# ---- The classes -----------------------------------------------------------------------------------------
+
+cdef class Batch:
+    """Notifications and their answers; see _wire.pyi for what each method owes.
+
+    No lock: whoever judges a batch is alone with it until its answers are written.
+    """
+
+    def __dealloc__(self):
+        if self.notes != &self.single:
+            release(self.notes)
+
+    cdef int _reserve(self, Py_ssize_t count) except -1:
+        """Make room for records of zeros, once."""
+        self.notes = &self.single if count == 1 else <note_t *>allocate(count, sizeof(note_t)) if count else NULL
+        self.count = count
+        return 0
+
+    cdef note_t *_at(self, Py_ssize_t position) except NULL:
+        if not 0 <= position < self.count:
+            raise IndexError(f"position must be 0 to {self.count - 1}, not {position}")
+        return &self.notes[position]
+
+    def __len__(self):
+        return self.count
+
+    def suspects(self):
+        cdef Py_ssize_t i
+        return [i for i in range(self.count) if not self.notes[i].plain]
+
+    def pending(self):
+        cdef Py_ssize_t i, count = 0
+        for i in range(self.count):
+            count += not self.notes[i].refused
+        return count
+
+    def notification(self, Py_ssize_t position):
+        cdef note_t *note = self._at(position)
+        if self.values is not None:
+            return tuple(self.values[position])
+        return (
+            self.text(note.channel),
+            self.text(note.account),
+            self.text(note.order_no),
+            note.result,
+            note.amount_minor,
+            self.text(note.currency),
+            self.text(note.trade_no),
+            note.paid_at_ms,
+            note.received_at_ms,
+            note.source,
+            "",
+            "",
+            PyBytes_FromStringAndSize(PyBytes_AS_STRING(self.data) + note.raw.start, note.raw.size),
+            headers_of(self, note),
+        )
+
+    def answer(self, Py_ssize_t position, uint32_t verdict, int64_t payment_id=0, int32_t attempt=0):
+        cdef note_t *note = self._at(position)
+        if note.refused:
+            raise ValueError(f"notification {position} is refused already")
+        note.verdict = verdict
+        note.answer_payment_id = payment_id
+        note.answer_attempt = attempt
+
+    def refuse(self, Py_ssize_t position, uint32_t outcome, violations=()):
+        cdef note_t *note = self._at(position)
+        if outcome != NOTIFY_OUTCOME_INVALID and outcome != NOTIFY_OUTCOME_THROTTLED:
+            raise ValueError(f"only INVALID and THROTTLED refuse a notification, not {outcome}")
+        said = b"".join([violation_bytes(field, rule) for field, rule in violations])
+        if self.violations is None:
+            self.violations = {}
+        self.violations[position] = said
+        note.verdict = outcome
+        note.answer_payment_id = 0
+        note.answer_attempt = 0
+        note.refused = 1
+
+    def verdict(self, Py_ssize_t position):
+        cdef note_t *note = self._at(position)
+        return note.verdict, note.answer_payment_id, note.answer_attempt
+
+    def encode_one(self):
+        cdef uint8_t buffer[64]
+        cdef uint8_t *end
+        if self.count != 1:
+            raise ValueError(f"a batch of one is needed, not of {self.count}")
+        require_answers(self)
+        end = write_answer(buffer, self.notes)
+        return PyBytes_FromStringAndSize(<char *>buffer, end - buffer) + violations_of(self, 0)
+
+    def encode(self):
+        cdef Py_ssize_t i
+        cdef size_t size, total = 0
+        cdef bytes said, encoded
+        cdef uint8_t *to
+        require_answers(self)
+        for i in range(self.count):
+            size = answer_size(&self.notes[i])
+            if self.notes[i].refused:
+                size += <size_t>len(violations_of(self, i))
+            total += 1 + varint_size(size) + size
+        encoded = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>total)
+        to = <uint8_t *>PyBytes_AS_STRING(encoded)
+        for i in range(self.count):
+            said = violations_of(self, i) if self.notes[i].refused else b""
+            to = write_field(to, TAG_BATCH_ANSWERS, answer_size(&self.notes[i]) + <size_t>len(said))
+            to = write_answer(to, &self.notes[i])
+            memcpy(to, PyBytes_AS_STRING(said), len(said))
+            to += len(said)
+        return encoded
+
+
+cdef class Decoder:
+    """Bytes to batches; see _wire.pyi. Never changes once made: threads may share it."""
+
+    def __cinit__(self, accounts, currencies):
+        pairs = [(channel.encode(), account.encode(), code) for (channel, account), code in accounts.items()]
+        names = [(currency.encode(), b"", code) for currency, code in currencies.items()]
+        self.kept = [pairs, names]
+        names_fill(&self.accounts, pairs)
+        names_fill(&self.currencies, names)
+
+    def __dealloc__(self):
+        names_free(&self.accounts)
+        names_free(&self.currencies)
+
+    def notify(self, bytes data not None, int64_t received_at_ms):
+        cdef Batch batch = Batch.__new__(Batch)
+        cdef source_t source
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
+        if size > INT32_MAX:
+            check(STATUS_MALFORMED, "NotifyRequest")
+        open_source(self, &source, data, received_at_ms)
+        batch._reserve(1)
+        check(read_note(&source, source.start, source.start + size, MAX_DEPTH, batch.notes), "NotifyRequest")
+        batch.data = data
+        batch.total = 1
+        return batch
+
+    def notify_batch(self, bytes data not None, int64_t received_at_ms, Py_ssize_t limit):
+        if limit < 0:
+            raise ValueError(f"limit must not be negative, not {limit}")
+        return self._decode_batch(data, received_at_ms, limit)
+
+    cdef Batch _decode_batch(self, bytes data, int64_t received_at_ms, Py_ssize_t limit):
+        cdef Batch batch = Batch.__new__(Batch)
+        cdef source_t source
+        cdef const uint8_t *end
+        cdef Status status
+        if PyBytes_GET_SIZE(data) > INT32_MAX:
+            check(STATUS_MALFORMED, "NotifyBatchRequest")
+        open_source(self, &source, data, received_at_ms)
+        end = source.start + PyBytes_GET_SIZE(data)
+        if PyBytes_GET_SIZE(data) < BULK_BYTES:
+            check(count_items(source.start, end, &batch.total), "NotifyBatchRequest")
+            batch._reserve(min(batch.total, limit))
+            status = read_items(&source, source.start, end, batch.notes, batch.count)
+        else:
+            with nogil:
+                status = count_items(source.start, end, &batch.total)
+            check(status, "NotifyBatchRequest")
+            batch._reserve(min(batch.total, limit))
+            # Nobody else knows the batch yet, the bytes never change, and neither do the tables of names.
+            with nogil:
+                status = read_items(&source, source.start, end, batch.notes, batch.count)
+        check(status, "NotifyBatchRequest")
+        batch.data = data
+        return batch
+
+    def of_values(self, notifications not None):
+        cdef Batch batch = Batch.__new__(Batch)
+        cdef Py_ssize_t position
+        batch.values = list(notifications)
+        batch.total = len(batch.values)
+        batch._reserve(batch.total)
+        # Batch.data as it grows: the texts of each notification, its raw message after them.
+        parts = []
+        start = 0
+        for position in range(batch.total):
+            start = place_value(&batch.notes[position], batch.values[position], parts, start)
+        batch.data = b"".join(parts)
+        for position in range(batch.total):
+            finish_value(self, batch, position)
+        return batch
