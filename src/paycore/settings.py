@@ -15,6 +15,8 @@ ENV_PREFIX = "PAYCORE_"
 _DAY_SECONDS = 24 * 60 * 60
 _NAME = r"^[a-z][a-z0-9_]{0,31}$"
 
+MAX_WORKERS = 64
+
 AccountName = Annotated[str, Field(pattern=_NAME)]
 
 
@@ -41,6 +43,12 @@ class Settings(BaseSettings):
         default="127.0.0.1:9464",
         min_length=1,
         description="Where to answer HTTP for /metrics, /-/ready and /-/healthy: host:port on loopback.",
+    )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_WORKERS,
+        description="How many processes take the calls, all on one TCP address. On SQLite their writes are serial.",
     )
     simbank_url: str | None = Field(
         default=None,
@@ -163,6 +171,20 @@ def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
         raise SettingsRefusedError("; ".join(_lines(error.errors()))) from None
     except SettingsError as error:
         raise SettingsRefusedError(str(error)) from None
+
+
+def to_environment(settings: Settings) -> dict[str, str]:
+    """Return the environment from which another process loads equal settings; secrets are in it as they are."""
+    given = {name: getattr(settings, name) for name in Settings.model_fields}
+    return {f"{ENV_PREFIX}{name.upper()}": _as_text(value) for name, value in given.items() if value is not None}
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, Mapping):
+        return json.dumps({name: secret.get_secret_value() for name, secret in value.items()})
+    return str(value)
 
 
 def _lines(errors: Iterable[Mapping[str, Any]]) -> Iterable[str]:

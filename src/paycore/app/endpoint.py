@@ -8,9 +8,9 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from paycore.metrics import Metrics
 from paycore.rpc.listen import ListenRefusedError, TcpAddress, UnixAddress, taken
 
 SETTING = "PAYCORE_METRICS_LISTEN"
@@ -22,12 +22,14 @@ _POLL_SECONDS = 0.05
 class MetricsEndpoint:
     """Serves from ``start`` to ``stop``. ready: asked from other threads."""
 
-    def __init__(self, address: TcpAddress | UnixAddress, metrics: Metrics, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, address: TcpAddress | UnixAddress, registry: CollectorRegistry, ready: Callable[[], bool]
+    ) -> None:
         """Take the address. Raises ListenRefusedError."""
         if isinstance(address, UnixAddress):
             raise ListenRefusedError(f"{SETTING} {address}: must be host:port, for example 127.0.0.1:9464")
         try:
-            self._server = _Server(address, _handler(metrics, ready))
+            self._server = _Server(address, _handler(registry, ready))
         except OSError as error:
             raise taken(SETTING, address, error.strerror or "cannot be bound") from None
         self.address = address._replace(port=self._server.server_address[1])
@@ -57,7 +59,7 @@ class _Server(ThreadingHTTPServer):
         socketserver.TCPServer.server_bind(self)
 
 
-def _handler(metrics: Metrics, ready: Callable[[], bool]) -> type[BaseHTTPRequestHandler]:
+def _handler(registry: CollectorRegistry, ready: Callable[[], bool]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         """Answers GET; knows no other method."""
 
@@ -67,7 +69,7 @@ def _handler(metrics: Metrics, ready: Callable[[], bool]) -> type[BaseHTTPReques
             path = self.path.partition("?")[0]
             if path == "/metrics":
                 encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-                self._answer(HTTPStatus.OK, encode(metrics.registry), content_type)
+                self._answer(HTTPStatus.OK, encode(registry), content_type)
             elif path == "/-/healthy":
                 self._say(HTTPStatus.OK, "healthy")
             elif path == "/-/ready":

@@ -18,6 +18,8 @@ from paycore.app.clock import SystemClock
 from paycore.app.endpoint import SETTING as METRICS_SETTING
 from paycore.app.endpoint import MetricsEndpoint
 from paycore.app.readiness import PROBE_MS, Readiness
+from paycore.app.seat import SupervisorTie, Word
+from paycore.app.serving import Serving, StartRefusedError
 from paycore.domain.clock import Clock
 from paycore.domain.errors import StoreUnavailableError
 from paycore.jobs.runner import run_every
@@ -31,36 +33,30 @@ from paycore.store.schema import open_store
 BACKLOG_MS = 1_000
 """How often the gauges of what is waiting are read from the database."""
 
+REFRESH_MS = 250
+"""How often a worker writes down its queue's depth and its index's size, for whoever reads the metrics."""
+
 _log = structlog.get_logger()
 
 
-class StartRefusedError(Exception):
-    """The server cannot start; the message is one line that says why and what to do."""
+async def serve(settings: Settings, announce: Callable[[Serving], None], tie: SupervisorTie | None = None) -> None:
+    """Run a server until SIGTERM or SIGINT. ``announce`` is called once calls are taken. Raises StartRefusedError.
 
-
-class Serving(NamedTuple):
-    """Where a server that has started is to be found."""
-
-    address: str
-    metrics_address: str
-    pid: int
-
-
-async def serve(settings: Settings, announce: Callable[[Serving], None]) -> None:
-    """Run a server until SIGTERM or SIGINT. ``announce`` is called once calls are taken. Raises StartRefusedError."""
+    tie: given to a worker, which shares its address with others, and whose supervisor answers for its metrics.
+    """
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
         try:
-            server = await _start(settings, stack)
+            server = await _start(settings, tie, stack)
         except (ListenRefusedError, DatabaseRefusedError) as error:
             raise StartRefusedError(str(error)) from None
         except (StoreUnavailableError, StoreBusyError) as error:
             raise StartRefusedError(f"{settings.db}: cannot be written now ({error}); try again later") from None
         tasks = server.run_background(settings, stopping)
         announce(server.serving)
-        _log.info("serving", address=server.serving.address, metrics_address=server.serving.metrics_address)
+        _log.info("serving", address=server.serving.address, metrics_address=server.serving.metrics_address or None)
         await stopping.wait()
         _log.info("stopping", grace_ms=settings.shutdown_grace_ms)
         await _take_down(server.parts, tasks, settings.shutdown_grace_ms)
@@ -74,6 +70,7 @@ class _Started(NamedTuple):
     readiness: Readiness
     metrics: Metrics
     clock: Clock
+    set_serving: Callable[[bool], Awaitable[None]]
     serving: Serving
 
     def run_background(self, settings: Settings, stopping: asyncio.Event) -> list["asyncio.Task[None]"]:
@@ -87,29 +84,44 @@ class _Started(NamedTuple):
             job("refunder", parts.refunder.run_once, settings.refund_interval_ms),
             job("heartbeat", lambda: readiness.probe(parts.writer), PROBE_MS),
             job("backlog", lambda: _read_backlog(parts.store, self.metrics, self.clock), BACKLOG_MS),
-            asyncio.create_task(readiness.show(parts.server.set_serving), name="readiness"),
+            job("gauges", self._refresh, REFRESH_MS),
+            asyncio.create_task(readiness.show(self.set_serving), name="readiness"),
         ]
 
+    async def _refresh(self) -> None:
+        self.metrics.refresh()
 
-async def _start(settings: Settings, stack: AsyncExitStack) -> _Started:
+
+async def _start(settings: Settings, tie: SupervisorTie | None, stack: AsyncExitStack) -> _Started:
     address = parse_listen(LISTEN_SETTING, settings.listen)
-    metrics_address = parse_listen(METRICS_SETTING, settings.metrics_listen)
-    clock, metrics = SystemClock(), Metrics()
+    clock = SystemClock()
+    metrics = Metrics(None if tie is None else tie.seat.name)
     readiness = Readiness(metrics, clock)
-    endpoint = MetricsEndpoint(metrics_address, metrics, lambda: readiness.ready)
-    stack.callback(endpoint.stop)
+    endpoint = None
+    if tie is None:
+        metrics_address = parse_listen(METRICS_SETTING, settings.metrics_listen)
+        endpoint = MetricsEndpoint(metrics_address, metrics.registry, lambda: readiness.ready)
+        stack.callback(endpoint.stop)
     store = open_store(settings.db)
     stack.callback(store.dispose)
-    parts = build(settings, store, metrics, readiness.report)
+    parts = build(settings, store, metrics, readiness.report, shared_port=tie is not None)
     stack.push_async_callback(parts.registry.aclose)
     # In a thread: the event loop has to run for the last answers to reach their callers.
     stack.push_async_callback(asyncio.to_thread, parts.writer.stop)
     bound = parts.server.bind(address)
     await parts.server.start()
-    endpoint.start()
+    if endpoint is not None:
+        endpoint.start()
     await readiness.probe(parts.writer)
-    await parts.server.set_serving(readiness.ready)
-    return _Started(parts, readiness, metrics, clock, Serving(str(bound), str(endpoint.address), os.getpid()))
+
+    async def set_serving(serving: bool) -> None:
+        if tie is not None:
+            tie.tell(Word(ready=serving))
+        await parts.server.set_serving(serving)
+
+    await set_serving(readiness.ready)
+    serving = Serving(str(bound), "" if endpoint is None else str(endpoint.address), os.getpid())
+    return _Started(parts, readiness, metrics, clock, set_serving, serving)
 
 
 async def _take_down(parts: Parts, tasks: list["asyncio.Task[None]"], grace_ms: int) -> None:

@@ -13,8 +13,11 @@ HIDDEN = "**********"
 _SECRET_WORDS = ("secret", "password", "passphrase", "private_key", "authorization", "api_key")
 
 
-def configure_logs(log_format: str, log_level: str) -> None:
-    """Set up structlog and the standard library's logging, which gRPC uses. log_format: json or console."""
+def configure_logs(log_format: str, log_level: str, worker: int | None = None) -> None:
+    """Set up structlog and the standard library's logging, which gRPC uses. log_format: json or console.
+
+    worker: which of several processes writes the lines; each of its lines says so.
+    """
     level = logging.getLevelNamesMapping()[log_level.upper()]
     renderer: Processor = structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
     if log_format == "console":
@@ -24,6 +27,7 @@ def configure_logs(log_format: str, log_level: str) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([] if worker is None else [_name_worker(worker)]),
             hide_secrets,
             *([] if log_format == "console" else [structlog.processors.format_exc_info]),
             renderer,
@@ -35,6 +39,15 @@ def configure_logs(log_format: str, log_level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [_ToStructlog()]
     root.setLevel(max(level, logging.WARNING))
+
+
+def _name_worker(worker: int) -> Processor:
+    # Not by structlog's context variables: threads start without them.
+    def name_worker(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        del logger, method
+        return {"worker": worker, **event}
+
+    return name_worker
 
 
 def hide_secrets(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

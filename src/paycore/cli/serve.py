@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from paycore.app import Serving, StartRefusedError
-from paycore.app import serve as run_server
+from paycore.app.seat import Seat, SupervisorTie, Word
+from paycore.app.serving import Serving, StartRefusedError
+from paycore.app.supervisor import supervise
 from paycore.cli.exits import REFUSED, USAGE, fail
 from paycore.cli.logs import configure_logs
 from paycore.settings import ENV_PREFIX, Settings, SettingsRefusedError, describe, load_settings
@@ -29,6 +30,8 @@ Examples:
   paycore migrate --db sqlite:///paycore.db
 
   paycore serve --db sqlite:///paycore.db
+
+  paycore serve --workers 4
 
   PAYCORE_SIMBANK_SECRETS='{"bank_a": "..."}' paycore serve --simbank-url http://127.0.0.1:8081 \
 --simbank-accounts bank_a
@@ -73,7 +76,8 @@ def serve(
         Path | None,
         typer.Option(
             envvar=f"{ENV_PREFIX}READY_FILE",
-            help='Write {"address", "metrics_address", "pid"} here, as JSON, once calls are taken.',
+            help='Write {"address", "metrics_address", "pid"} here, as JSON, once calls are taken;'
+            ' with several workers "workers" too, their process ids.',
         ),
     ] = None,
     **flags: str | None,
@@ -83,25 +87,60 @@ def serve(
         settings = load_settings(flags)
     except SettingsRefusedError as error:
         fail(str(error), USAGE)
-    configure_logs(settings.log_format, settings.log_level)
-
-    def announce(serving: Serving) -> None:
-        typer.echo(f"paycore serves on {serving.address}, metrics on http://{serving.metrics_address}/metrics")
-        if ready_file is not None:
-            _write_ready_file(ready_file, serving)
-
+    seat = Seat.from_environment(os.environ)
+    configure_logs(settings.log_format, settings.log_level, None if seat is None else seat.number)
+    if seat is not None:
+        _work(settings, seat)
+        return
+    in_peace = True
     try:
-        with asyncio.Runner(loop_factory=_new_event_loop) as runner:
-            runner.run(run_server(settings, announce))
+        if settings.workers > 1:
+            in_peace = asyncio.run(supervise(settings, _announcer(ready_file)))
+        else:
+            _run(settings, _announcer(ready_file))
     except StartRefusedError as error:
         fail(str(error), REFUSED)
     finally:
         if ready_file is not None:
             ready_file.unlink(missing_ok=True)
+    if not in_peace:
+        fail("workers that did not end in time were killed; what they had acknowledged is safe", REFUSED)
+
+
+def _run(settings: Settings, announce: Callable[[Serving], None], tie: SupervisorTie | None = None) -> None:
+    # Imported here: a supervisor is to stay small.
+    from paycore.app.serve import serve as run_server
+
+    with asyncio.Runner(loop_factory=_new_event_loop) as runner:
+        runner.run(run_server(settings, announce, tie))
+
+
+def _work(settings: Settings, seat: Seat) -> None:
+    """Be a worker: the supervisor has made the settings, and tells people what this process tells it."""
+    with SupervisorTie(seat, settings.shutdown_grace_ms) as tie:
+        try:
+            _run(settings, lambda _: tie.tell(Word(serving=True)), tie)
+        except StartRefusedError as error:
+            tie.tell(Word(refused=str(error)))
+            raise typer.Exit(REFUSED) from None
+
+
+def _announcer(ready_file: Path | None) -> Callable[[Serving], None]:
+    announced = False
+
+    def announce(serving: Serving) -> None:
+        nonlocal announced
+        if not announced:
+            typer.echo(f"paycore serves on {serving.address}, metrics on http://{serving.metrics_address}/metrics")
+        announced = True
+        if ready_file is not None:
+            _write_ready_file(ready_file, serving)
+
+    return announce
 
 
 def _write_ready_file(path: Path, serving: Serving) -> None:
     # Renamed into place: whoever waits for it never reads half of it.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(serving._asdict()), encoding="utf-8")
+    unfinished.write_text(json.dumps(serving.as_dict()), encoding="utf-8")
     unfinished.replace(path)
