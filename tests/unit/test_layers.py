@@ -61,6 +61,7 @@ OUTSIDE = {
     "httpx": {"channels", "simbank", "cli"},
     "jinja2": {"simbank"},
     "prometheus_client": {"metrics", "app", "bench"},
+    "psycopg": {"store", "bench"},
     "pydantic": {"settings", "simbank"},
     "pydantic_core": {"settings"},
     "pydantic_settings": {"settings"},

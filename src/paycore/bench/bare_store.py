@@ -9,19 +9,18 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any, NamedTuple
 
-from paycore.bench.payments import CURRENCY, Lot, amount_minor, trade_no
+from paycore.bench.bare_rows import COLUMNS, OF_ROW, groups, outcomes
+from paycore.bench.payments import Lot
 from paycore.bench.processes import pinned_to
 from paycore.bench.result import BenchError, CountError
 from paycore.domain.verdicts import CaptureSource, PaymentState
-from paycore.store import tables
 from paycore.store.rows import OutcomeRow
 
 _ROWS_A_STATEMENT = 50
-_COLUMNS = ", ".join(column.name for column in tables.payment_outcome.columns)
 _SECONDS = 600
 
 Commit = Callable[[], int]
@@ -38,42 +37,11 @@ def measure(url: str, lot: Lot, group: int, core: int | None = None) -> float:
     return float(lot.size / json.loads(ended.stdout)["seconds"])
 
 
-def outcomes(lot: Lot) -> Iterator[OutcomeRow]:
-    """What the server writes for the first word about each payment."""
-    at_ms = lot.end_ms + 1_000
-    for payment_id in lot.ids():
-        yield OutcomeRow(
-            payment_id=payment_id,
-            state=PaymentState.PAID,
-            attempt=lot.open_attempt,
-            channel_trade_no=trade_no(payment_id, lot.open_attempt),
-            amount_minor=amount_minor(payment_id),
-            currency=CURRENCY,
-            paid_at_ms=at_ms,
-            received_at_ms=at_ms,
-            source=CaptureSource.NOTIFICATION,
-            paid_at_untrusted=0,
-            close_reason=0,
-            recorded_at_ms=at_ms,
-            writer_no=lot.node,
-            group_no=1,
-        )
-
-
-def groups(rows: list[OutcomeRow], size: int) -> Iterator[list[OutcomeRow]]:
-    """The rows of each commit."""
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
-
-
 class _SqliteValues(NamedTuple):
     """A group as its statements take it: whole ones of ``_ROWS_A_STATEMENT``, and what is left, row by row."""
 
     whole: list[tuple[Any, ...]]
     rest: list[tuple[Any, ...]]
-
-
-_OF_ROW = (0, 2, 3, 4, 5, 6, 7, 9)
 
 
 def _sqlite_statement(rows: int) -> str:
@@ -85,14 +53,14 @@ def _sqlite_statement(rows: int) -> str:
         )
 
     every = ", ".join(values(4 + 8 * row) for row in range(rows))
-    return f"INSERT INTO payment_outcome ({_COLUMNS}) VALUES {every} ON CONFLICT (payment_id) DO NOTHING"  # noqa: S608
+    return f"INSERT INTO payment_outcome ({COLUMNS}) VALUES {every} ON CONFLICT (payment_id) DO NOTHING"  # noqa: S608
 
 
 def _sqlite_values(group: list[OutcomeRow]) -> _SqliteValues:
     shared = group[0][-3:]
 
     def joined(rows: list[OutcomeRow]) -> tuple[Any, ...]:
-        return (*shared, *(row[place] for row in rows for place in _OF_ROW))
+        return (*shared, *(row[place] for row in rows for place in OF_ROW))
 
     end = len(group) - len(group) % _ROWS_A_STATEMENT
     whole = [joined(group[start : start + _ROWS_A_STATEMENT]) for start in range(0, end, _ROWS_A_STATEMENT)]
@@ -123,8 +91,14 @@ def run_sqlite(path: str, lot: Lot, size: int) -> float:
 
 def _main(asked: str) -> None:
     url, lot, group = json.loads(asked)
-    path = url.removeprefix("sqlite:///")
-    seconds = run_sqlite(path, Lot(*lot[:-1]), group)
+    payments = Lot(*lot[:-1])
+    if url.startswith("sqlite"):
+        seconds = run_sqlite(url.removeprefix("sqlite:///"), payments, group)
+    else:
+        # Imported where it is needed: SQLite is measured without the driver.
+        from paycore.bench.postgresql import run_bare
+
+        seconds = run_bare(url, payments, group)
     print(json.dumps({"seconds": seconds}))  # noqa: T201 - the parent reads it
 
 

@@ -4,7 +4,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -111,5 +111,12 @@ def opened(store: str, url: str | None, folder: Path) -> Iterator[Database]:
     kind = url.partition(":")[0].partition("+")[0] if url else store
     if kind == "sqlite":
         yield SqliteDatabase(Path(url.removeprefix("sqlite:///")) if url else folder / "paycore.db")
+        return
+    if kind == "postgresql":
+        # Imported where it is needed: SQLite is measured without the driver.
+        from paycore.bench import postgresql, postgresql_server
+
+        with nullcontext(url) if url else postgresql_server.running(folder) as server_url:
+            yield postgresql.PostgresqlDatabase(server_url)
         return
     raise BenchError(f"{kind}: not supported; give --store sqlite or --store postgresql, or the URL of one")
