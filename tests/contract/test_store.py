@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import sqlite3
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from paycore.domain.verdicts import AttemptState, CaptureSource, CloseReason, NotifyOutcome, PaymentState, RefundState
+from paycore.store import tables
+from paycore.store.engine import parse_database_url
 from paycore.store.outcomes import PlainOutcomes
 from paycore.store.protocol import (
     CaptureKey,
@@ -34,18 +37,37 @@ from paycore.store.rows import (
 )
 from paycore.store.schema import open_store
 from tests.support.core import fresh_database
+from tests.support.postgres import VERSIONS, empty_tables, fresh_postgres
 
-STORES: dict[str, Callable[[Path], Store]] = {
-    "sqlite": lambda folder: open_store(f"sqlite:///{fresh_database(folder / 'paycore.db')}"),
+
+@functools.cache
+def _database(version: str) -> str:
+    return fresh_postgres(version)
+
+
+def _postgresql(version: str, _folder: Path) -> str:
+    url = _database(version)
+    empty_tables(url)
+    return url
+
+
+URLS: dict[str, Callable[[Path], str]] = {
+    "sqlite": lambda folder: f"sqlite:///{fresh_database(folder / 'paycore.db')}",
+    **{f"postgresql{version}": functools.partial(_postgresql, version) for version in VERSIONS},
 }
-"""Name -> opens a fresh, migrated database. Another database joins the suite here."""
+"""Name -> the URL of a migrated, empty database. Another kind joins the suite here."""
 
 HUGE = 2**63 - 1
 
 
-@pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    store = STORES[request.param](tmp_path)
+@pytest.fixture(params=URLS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return URLS[request.param](tmp_path)
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    store = open_store(url)
     yield store
     store.dispose()
 
@@ -224,13 +246,14 @@ def test_savepoint_left_by_an_exception_undoes_its_own_writes_alone(store: Store
     assert [store.load_record(number) is not None for number in (1, 2, 3)] == [True, False, True]
 
 
-def test_touch_writer_notes_the_time(write: Writing, tmp_path: Path) -> None:
+def test_touch_writer_notes_the_time(write: Writing, url: str) -> None:
     write(lambda transaction: transaction.touch_writer())
-    with closing(sqlite3.connect(next(tmp_path.glob("*.db")))) as connection:
-        rows = connection.execute(
-            "SELECT started_at_ms, seen_at_ms FROM writer WHERE writer_no = ?", (write.writer_no,)
-        ).fetchall()
-    assert rows == [(1_000, 10_001)]
+    engine = parse_database_url(url).engine(writes=False)
+    with engine.connect() as connection:
+        table = tables.writer
+        rows = connection.execute(select(table).where(table.c.writer_no == write.writer_no)).all()
+    engine.dispose()
+    assert [tuple(row) for row in rows] == [(write.writer_no, 1_000, 10_001)]
 
 
 # Payments and attempts

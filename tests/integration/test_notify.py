@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from sqlalchemy import update
 
 from paycore.domain.decision import ABSENT_MS, PAID_AT_AHEAD_LIMIT_MS
 from paycore.domain.errors import InvalidArgumentError
 from paycore.domain.ids import created_at_ms, excess_refund_no, format_channel_order_no
 from paycore.domain.notification import Notification
 from paycore.domain.verdicts import AttemptState, CloseReason, NotifyOutcome, PaymentState, RefundState
+from paycore.store import tables
 from paycore.usecases.close import InsertClosed
 from paycore.usecases.notify import MAX_HEADERS_BYTES, MAX_RAW_BYTES
 from tests.support.clock import ManualClock
-from tests.support.core import AMOUNT_MINOR, VALIDITY_MS, Core, Written, check_money_rules, fresh_database
+from tests.support.core import AMOUNT_MINOR, VALIDITY_MS, Core, Written, change, check_money_rules, fresh_database
 
 ACCEPTED, DUPLICATE, LATE = NotifyOutcome.ACCEPTED, NotifyOutcome.DUPLICATE, NotifyOutcome.LATE
 SECOND_CAPTURE, MISMATCH = NotifyOutcome.SECOND_CAPTURE, NotifyOutcome.MISMATCH
@@ -492,8 +494,7 @@ async def test_quarantine_row_that_was_resolved_is_opened_by_a_new_arrival(core:
     word = core.word(core.ids.draw())
     await core.notify(word)
     resolution = '[{"decision": "not ours"}]'
-    with core.store._writing.begin() as connection:
-        connection.exec_driver_sql("UPDATE quarantine SET is_open = 0, resolutions = ?", (resolution,))
+    change(core.url, update(tables.quarantine).values(is_open=0, resolutions=resolution))
     assert core.store.backlog().quarantine_open == 0
     _, _, written = await hear(core, word)
     row = written.row("quarantine")

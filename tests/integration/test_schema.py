@@ -19,9 +19,10 @@ from sqlalchemy.schema import CreateTable
 
 from paycore.domain.errors import StoreUnavailableError
 from paycore.store import rows, tables
-from paycore.store.engine import DatabaseRefusedError, SqliteFile, parse_database_url
+from paycore.store.engine import DatabaseRefusedError, SqliteFile, parse_database_url, sqlite_file
 from paycore.store.rows import Stamp
 from paycore.store.schema import migrate, newest_version, open_store
+from paycore.store.sqlite import SqliteStore
 from tests.support.core import fresh_database
 from tests.support.racers import REPOSITORY
 
@@ -362,7 +363,7 @@ def test_migrate_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
         ("sqlite:///p.db?journal_mode=MEMORY", "journal_mode=MEMORY is refused"),
         ("sqlite:///p.db?mode=memory", "unknown option in the database URL: mode"),
         ("sqlite:///p.db?timeout=5", "unknown option in the database URL: timeout"),
-        ("postgresql://localhost/paycore", "postgresql is not supported; use sqlite:///FILE"),
+        ("mysql://localhost/paycore", "mysql is not supported; use sqlite:///FILE or postgresql://USER@HOST/DATABASE"),
         ("paycore.db", "not a database URL"),
         ("", "not a database URL"),
     ],
@@ -379,7 +380,7 @@ def test_database_that_could_forget_is_refused_and_told_why(url: str, why: str) 
 def test_writers_connection_runs_with_the_durability_it_was_asked_for(db_path: Path, query: str, level: int) -> None:
     # A file that somebody has switched to another journal is switched back.
     execute(db_path, "PRAGMA journal_mode = DELETE")
-    store = open_store(f"sqlite:///{db_path}{query}")
+    store = SqliteStore(sqlite_file(f"sqlite:///{db_path}{query}"))
     try:
         store.open_writer(1)
         connection = store._writer_connection()

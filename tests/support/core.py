@@ -1,4 +1,4 @@
-"""paycore in one process without gRPC: every use case over a real SQLite file, as the server wires them."""
+"""paycore in one process without gRPC: every use case over a real database, as the server wires them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from sqlalchemy import select
+from sqlalchemy import Executable, select
 
 from paycore._dedupe import Index
 from paycore.channels.protocol import Channel
@@ -61,6 +61,21 @@ def fresh_database(path: Path) -> Path:
     """Put a migrated, empty database there; the migration itself is run once a test process."""
     shutil.copy(_template(), path)
     return path
+
+
+def as_url(database: Path | str) -> str:
+    """A database's URL; a path is a SQLite file's."""
+    return database if isinstance(database, str) else f"sqlite:///{database}"
+
+
+def change(database: Path | str, statement: Executable) -> None:
+    """Run a statement that changes rows, as an operator would, through a connection of its own."""
+    engine = parse_database_url(as_url(database)).engine(writes=True)
+    try:
+        with engine.begin() as connection:
+            connection.execute(statement)
+    finally:
+        engine.dispose()
 
 
 class Written(NamedTuple):
@@ -154,13 +169,13 @@ class MakePayment:
 class Core:
     """Store, index, writer and every use case on one database; started when entered, stopped on exit.
 
-    path: a database that is migrated already (``fresh_database``). channels: name -> adapter; every channel has
-    ``accounts``. Without any, the accounts of simbank are known all the same, so that notifications can be judged.
+    path: a database that is migrated already (``fresh_database``), or its URL. channels: name -> adapter; every
+    channel has ``accounts``. Without any, the accounts of simbank are known all the same, so that notifications can be judged.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | str,
         *,
         clock: Clock,
         channels: Mapping[str, Channel] | None = None,
@@ -172,9 +187,10 @@ class Core:
         limits: PayLimits = LIMITS,
         query: str = "",
     ) -> None:
-        self.path = path
+        self.path = path if isinstance(path, Path) else Path("no file")
         self.clock = clock
-        self.store = open_store(f"sqlite:///{path}{query}")
+        self.url = as_url(path)
+        self.store = open_store(f"{self.url}{query}")
         self.registry = ChannelRegistry(channels or {}, dict.fromkeys(channels or (CHANNEL,), accounts))
         self.metrics = Metrics()
         self.index = Index(late_grace_ms=late_grace_ms)
@@ -300,7 +316,7 @@ class Core:
 
     def snapshot(self) -> dict[str, set[Any]]:
         """Every row of every table but the writers' own."""
-        return read_all(self.path)
+        return read_all(self.url)
 
     @contextmanager
     def watch(self) -> Iterator[Written]:
@@ -324,9 +340,9 @@ _CHANGING = {"channel_order", "refund_try", "quarantine"}
 """The tables whose rows change after their insert (design of the facts: ``store.tables``)."""
 
 
-def read_all(path: Path) -> dict[str, set[Any]]:
+def read_all(database: Path | str) -> dict[str, set[Any]]:
     """Every row of every table but the writers' own, through a connection of its own."""
-    engine = parse_database_url(f"sqlite:///{path}").engine(writes=False)
+    engine = parse_database_url(as_url(database)).engine(writes=False)
     try:
         with engine.connect() as connection, connection.begin():
             return {

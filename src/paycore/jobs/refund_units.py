@@ -20,6 +20,8 @@ class DeriveOwed(UnindexedUnit):
 
     def apply(self, transaction: WriteTransaction) -> list[RefundIntent]:
         """Write the intents; the derived numbers make a repetition harmless."""
+        # Nothing is held: outcomes and excess never change, so what is owed once is owed for ever, and the refund's key
+        # takes one of those who add it at the same time.
         owing = set(transaction.excess_owing_refunds(self._limit))
         records = transaction.load_records(capture.payment_id for capture in owing)
         intents = [

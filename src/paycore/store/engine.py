@@ -1,16 +1,23 @@
 """Opens databases, and refuses those that would lose what was acknowledged.
 
 A notification is acknowledged only once it is durable (R3), so a store whose commits may vanish with the
-machine is no store: in-memory SQLite, journals other than WAL, and synchronous below FULL are refused.
+machine is no store: in-memory SQLite, journals other than WAL, and synchronous below FULL are refused. What PostgreSQL
+is asked for is in ``store.postgresql_server``.
 """
 
 import pathlib
 import sqlite3
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool, QueuePool
+
+from paycore.store.database import Database
+from paycore.store.database import DatabaseRefusedError as DatabaseRefusedError  # callers know it from here
+
+if TYPE_CHECKING:
+    from paycore.store.sqlite import SqliteStore
 
 BUSY_TIMEOUT_MS = 1_000
 """How long SQLite itself waits for another connection's write to end."""
@@ -19,16 +26,46 @@ _SYNCHRONOUS_LEVELS = {"OFF": 0, "NORMAL": 1, "FULL": 2, "EXTRA": 3}
 _FULL = 2
 
 
-class DatabaseRefusedError(Exception):
-    """The database cannot be used; the message is one line that says why and what to do."""
-
-
 class SqliteFile:
-    """A SQLite file with the durability it is opened with."""
+    """A SQLite file with the durability it is opened with; see ``store.database.Database``."""
 
-    def __init__(self, path: pathlib.Path, synchronous: str) -> None:
+    driver_error: type[Exception] = sqlite3.Error
+
+    def __init__(self, path: pathlib.Path, synchronous: str, url: str = "") -> None:
         self.path = path
         self.synchronous = synchronous
+        self.url = url or f"sqlite:///{path}"
+
+    @property
+    def name(self) -> str:
+        """The file."""
+        return str(self.path)
+
+    def is_absent(self) -> bool:
+        """Tell whether there is no file."""
+        return not self.path.exists()
+
+    def hold_for_migration(self, connection: Connection) -> None:
+        """Nothing to do: a writing engine's transactions exclude each other."""
+
+    def open_store(self) -> "SqliteStore":
+        """Return the store on this file."""
+        from paycore.store.sqlite import SqliteStore
+
+        return SqliteStore(self)
+
+    def advice(self, error: BaseException | None) -> str:
+        """Say what a driver's error means and what to do."""
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            return "not a sound SQLite database; restore it from a backup"
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return "another process holds it; try again when that has ended"
+        if code == sqlite3.SQLITE_CANTOPEN:
+            return "cannot be opened; check that its folder exists and may be written"
+        if code == sqlite3.SQLITE_READONLY:
+            return "is read-only; make the file and its folder writable"
+        return "cannot be used"
 
     def identity(self) -> tuple[int, int] | None:
         """Tell which file the path names now; None when it names none."""
@@ -87,19 +124,40 @@ class SqliteFile:
             raise DatabaseRefusedError(f"{self.path}: SQLite runs with synchronous={level}, below FULL")
 
 
-def parse_database_url(text: str) -> SqliteFile:
-    """Read ``sqlite:///FILE[?synchronous=FULL|EXTRA]``. Raises DatabaseRefusedError for anything that is weaker."""
+def parse_database_url(text: str) -> Database:
+    """Read ``sqlite:///FILE[?synchronous=FULL|EXTRA]`` or ``postgresql://[user[:password]@]host[:port]/database``.
+
+    Raises DatabaseRefusedError for anything that is weaker than what was acknowledged must be.
+    """
     try:
         url = make_url(text)
-    except ArgumentError:
-        raise DatabaseRefusedError(f"not a database URL: {text!r}; for example sqlite:///paycore.db") from None
+    except (ArgumentError, ValueError):
+        # What stands before an @ may hold a password.
+        shown = text.rpartition("@")[2]
+        raise DatabaseRefusedError(f"not a database URL: {shown!r}; for example sqlite:///paycore.db") from None
+    if url.get_backend_name() == "postgresql":
+        # Imported where it is needed: a SQLite file is opened without the driver.
+        from paycore.store.postgresql_server import parse_postgresql_url
+
+        return parse_postgresql_url(url)
     if url.get_backend_name() != "sqlite":
-        raise DatabaseRefusedError(f"{url.get_backend_name()} is not supported; use sqlite:///FILE")
+        raise DatabaseRefusedError(
+            f"{url.get_backend_name()} is not supported; use sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+        )
+    return _sqlite_file(url, text)
+
+
+def sqlite_file(text: str) -> SqliteFile:
+    """The same for a URL that must name a SQLite file."""
+    return _sqlite_file(make_url(text), text)
+
+
+def _sqlite_file(url: URL, text: str) -> SqliteFile:
     if url.database in (None, "", ":memory:") or str(url.database).startswith("file:"):
         raise DatabaseRefusedError(
             "an in-memory database forgets acknowledged payments; use a file: sqlite:///paycore.db"
         )
-    return SqliteFile(pathlib.Path(str(url.database)), _durability(url))
+    return SqliteFile(pathlib.Path(str(url.database)), _durability(url), text)
 
 
 def _durability(url: URL) -> str:

@@ -3,7 +3,20 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, exists, func, select
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Table,
+    and_,
+    any_,
+    bindparam,
+    exists,
+    func,
+    literal,
+    select,
+)
 
 from paycore.domain.verdicts import AttemptState
 from paycore.store import tables
@@ -26,12 +39,12 @@ from paycore.store.rows import (
 _CHUNK = 500
 """Ids in one IN list: far below every database's limit on parameters."""
 
-_BY_IDS = {
-    table.name: select(table)
-    .where(table.c.payment_id.in_(bindparam("ids", expanding=True)))
-    .order_by(*table.primary_key.columns)
-    for table in (tables.payment, tables.channel_order, tables.payment_outcome, tables.excess_payment)
-}
+
+def _one_of(connection: Connection, column: ColumnElement[int], ids: Sequence[int]) -> ColumnElement[bool]:
+    """Tell whether a column is one of these ids: an array where there are arrays, so that the statement is one."""
+    if connection.dialect.name == "postgresql":
+        return column == any_(literal(ids, ARRAY(BigInteger)))
+    return column.in_(bindparam("ids", ids, expanding=True))
 
 
 def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
@@ -49,7 +62,8 @@ def load_records(connection: Connection, payment_ids: Iterable[int]) -> dict[int
 
 def _load_chunk(connection: Connection, ids: Sequence[int], records: dict[int, PaymentRecord]) -> None:
     def rows(table: Table) -> Any:
-        return connection.execute(_BY_IDS[table.name], {"ids": ids})
+        of_these = _one_of(connection, table.c.payment_id, ids)
+        return connection.execute(select(table).where(of_these).order_by(*table.primary_key.columns))
 
     for row in rows(tables.payment):
         records[row.payment_id] = PaymentRecord(PaymentRow(*row))
@@ -102,7 +116,7 @@ def outcomes_of_group(connection: Connection, payment_ids: Sequence[int], stamp:
         payment_id
         for ids in _chunks(payment_ids)
         for payment_id in connection.execute(
-            select(table.c.payment_id).where(table.c.payment_id.in_(ids), *own)
+            select(table.c.payment_id).where(_one_of(connection, table.c.payment_id, ids), *own)
         ).scalars()
     }
 
@@ -120,7 +134,9 @@ def excess_of(connection: Connection, payment_ids: Sequence[int]) -> set[int]:
     return {
         payment_id
         for ids in _chunks(payment_ids)
-        for payment_id in connection.execute(select(table.c.payment_id).where(table.c.payment_id.in_(ids))).scalars()
+        for payment_id in connection.execute(
+            select(table.c.payment_id).where(_one_of(connection, table.c.payment_id, ids))
+        ).scalars()
     }
 
 

@@ -1,4 +1,4 @@
-"""What a store must be able to do. SQLite's lives in ``store.sqlite``; another database is another module.
+"""What a store must be able to do. SQLite's is ``store.sqlite``, PostgreSQL's ``store.postgresql``.
 
 A ``Store`` has one writer, used by one thread, and any number of readers. The errors it raises:
 
@@ -104,7 +104,7 @@ class FirstOutcomes(Protocol):
 
 
 class WriteTransaction(Protocol):
-    """One write transaction. What it reads is current, and stays so until it ends."""
+    """One write transaction. What it reads is current; what it has locked stays so until it ends."""
 
     stamp: Stamp
 
@@ -114,6 +114,22 @@ class WriteTransaction(Protocol):
 
     def load_records(self, payment_ids: Iterable[int]) -> dict[int, PaymentRecord]:
         """Read the payments that exist, with attempts, outcome and excess; the absent ones are left out."""
+        ...
+
+    def lock_records(self, payment_ids: Iterable[int]) -> dict[int, PaymentRecord]:
+        """The same, and hold the payments, in ascending order, until the transaction ends.
+
+        Whoever decides on a record takes it by this: attempts, excess, failures and CLOSED are written under this lock
+        alone. Only a first outcome is not (``insert_first_outcomes``): there the outcome's key arbitrates. Raises
+        StoreBusyError when another process holds one of them for too long.
+        """
+        ...
+
+    def hold_open(self, payment_ids: Sequence[int]) -> set[int]:
+        """Let no other process give these payments an outcome before this transaction ends.
+
+        For locked payments whose records show none. Returns those that have one by now; they are not held.
+        """
         ...
 
     def find_payment_id(self, merchant_id: str, merchant_order_no: str) -> int | None:
@@ -149,7 +165,10 @@ class WriteTransaction(Protocol):
         ...
 
     def insert_first_outcomes(self, outcomes: FirstOutcomes) -> set[int]:
-        """The same for payments that have no excess: one that has is returned too, and nothing is written for it."""
+        """The same for payments that have no excess: one that has is returned too, and nothing is written for it.
+
+        Raises StoreBusyError when excess appeared meanwhile.
+        """
         ...
 
     def insert_excess(self, rows: Sequence[ExcessRow]) -> None:

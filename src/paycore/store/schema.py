@@ -1,7 +1,6 @@
 """Which version of the schema a database has, and how to bring it up."""
 
 import pathlib
-import sqlite3
 
 from alembic import command
 from alembic.config import Config
@@ -10,8 +9,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from paycore.store.engine import DatabaseRefusedError, SqliteFile, parse_database_url
-from paycore.store.sqlite import SqliteStore
+from paycore.store.database import Database, DatabaseRefusedError, cause_of
+from paycore.store.engine import parse_database_url
+from paycore.store.protocol import Store
 
 _MIGRATIONS = pathlib.Path(__file__).parent / "migrations"
 
@@ -30,72 +30,64 @@ def newest_version() -> str:
 
 
 def migrate(url: str) -> tuple[str | None, str]:
-    """Bring a database up, creating the file where there is none; return its version before and after.
+    """Bring a database up, creating the file where SQLite has none; return its version before and after.
 
     Raises DatabaseRefusedError. Two processes may run it at once: the second waits and finds nothing to do.
     """
-    file = parse_database_url(url)
-    engine = file.engine(writes=True, create=True)
+    database = parse_database_url(url)
+    engine = database.engine(writes=True, create=True)
     try:
         with engine.connect() as connection, connection.begin():
+            database.hold_for_migration(connection)
             before = _version(connection)
-            _refuse_unknown(file, before)
+            _refuse_unknown(database, before)
             config = _config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             return before, newest_version()
-    except (DBAPIError, sqlite3.Error) as error:
-        raise _refusal(file, error) from error
+    except (DBAPIError, database.driver_error) as error:
+        raise _refusal(database, error) from error
     finally:
         engine.dispose()
 
 
-def open_store(url: str) -> SqliteStore:
+def open_store(url: str) -> Store:
     """Open a database for serving. Raises DatabaseRefusedError where it is missing, damaged or of another version."""
-    file = parse_database_url(url)
-    if not file.path.exists():
-        raise DatabaseRefusedError(f"{file.path}: no such database; run: paycore migrate --db {url}")
-    engine = file.engine(writes=True)
+    database = parse_database_url(url)
+    if database.is_absent():
+        raise DatabaseRefusedError(f"{database.name}: no such database; run: paycore migrate --db {database.url}")
+    engine = database.engine(writes=True)
     try:
         with engine.connect() as connection:
             version = _version(connection)
-    except (DBAPIError, sqlite3.Error) as error:
-        raise _refusal(file, error) from error
+    except (DBAPIError, database.driver_error) as error:
+        raise _refusal(database, error) from error
     finally:
         engine.dispose()
-    _refuse_unknown(file, version)
+    _refuse_unknown(database, version)
     if version != newest_version():
         raise DatabaseRefusedError(
-            f"{file.path}: schema version {version or 'none'}, this paycore needs {newest_version()};"
-            f" run: paycore migrate --db {url}"
+            f"{database.name}: schema version {version or 'none'}, this paycore needs {newest_version()};"
+            f" run: paycore migrate --db {database.url}"
         )
-    return SqliteStore(file)
+    return database.open_store()
 
 
 def _version(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
-def _refuse_unknown(file: SqliteFile, version: str | None) -> None:
+def _refuse_unknown(database: Database, version: str | None) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
     if version is not None and version not in known:
         raise DatabaseRefusedError(
-            f"{file.path}: schema version {version} is newer than this paycore ({newest_version()});"
+            f"{database.name}: schema version {version} is newer than this paycore ({newest_version()});"
             " install the paycore that wrote it"
         )
 
 
-def _refusal(file: SqliteFile, error: DBAPIError | sqlite3.Error) -> DatabaseRefusedError:
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        advice = "not a sound SQLite database; restore it from a backup"
-    elif code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        advice = "another process holds it; try again when that has ended"
-    elif code == sqlite3.SQLITE_CANTOPEN:
-        advice = "cannot be opened; check that its folder exists and may be written"
-    elif code == sqlite3.SQLITE_READONLY:
-        advice = "is read-only; make the file and its folder writable"
-    else:
-        advice = "cannot be used"
-    return DatabaseRefusedError(f"{file.path}: {advice} ({cause})")
+def _refusal(database: Database, error: Exception) -> DatabaseRefusedError:
+    cause = cause_of(error)
+    # A driver's message may go over several lines.
+    said = " ".join(str(cause).split())
+    return DatabaseRefusedError(f"{database.name}: {database.advice(cause)} ({said})")

@@ -36,6 +36,8 @@ METADATA = MetaData(
 # SQLite makes a key the table's own order only where its type is spelled INTEGER.
 _Int64 = BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
 _Code = SmallInteger().with_variant(sqlite.INTEGER(), "sqlite")
+# Compared and ordered byte by byte, as SQLite does: no version of the system's locales can reorder an index.
+_Text = Text().with_variant(Text(collation="C"), "postgresql")
 
 
 def _stamp() -> list[Column[int]]:
@@ -59,7 +61,7 @@ def _capture_columns() -> list[Column[int] | Column[str]]:
     """What was captured, when the channel says it was paid, and who told us when."""
     return [
         Column("amount_minor", _Int64, nullable=False),
-        Column("currency", Text, nullable=False),
+        Column("currency", _Text, nullable=False),
         Column("paid_at_ms", _Int64),
         Column("received_at_ms", _Int64, nullable=False),
         Column("source", _Code, nullable=False),
@@ -75,8 +77,8 @@ def _table(name: str, *parts: Column[int] | Column[str] | Column[bytes] | CheckC
 
 merchant_order = _table(
     "merchant_order",
-    Column("merchant_id", Text, primary_key=True),
-    Column("merchant_order_no", Text, primary_key=True),
+    Column("merchant_id", _Text, primary_key=True),
+    Column("merchant_order_no", _Text, primary_key=True),
     Column("payment_id", _Int64, nullable=False),
     *_stamp(),
 )
@@ -84,14 +86,14 @@ merchant_order = _table(
 payment = _table(
     "payment",
     _key("payment_id"),
-    Column("merchant_id", Text, nullable=False),
-    Column("merchant_order_no", Text, nullable=False),
+    Column("merchant_id", _Text, nullable=False),
+    Column("merchant_order_no", _Text, nullable=False),
     Column("amount_minor", _Int64, nullable=False),
-    Column("currency", Text, nullable=False),
-    Column("subject", Text, nullable=False),
-    Column("return_url", Text, nullable=False),
+    Column("currency", _Text, nullable=False),
+    Column("subject", _Text, nullable=False),
+    Column("return_url", _Text, nullable=False),
     # SHA-256 over the terms that a repeated call must agree with: amount, currency, subject, return_url.
-    Column("terms_digest", Text, nullable=False),
+    Column("terms_digest", _Text, nullable=False),
     Column("expire_at_ms", _Int64, nullable=False),
     *_stamp(),
     CheckConstraint("payment_id > 0", name="payment_id"),
@@ -102,23 +104,23 @@ channel_order = _table(
     "channel_order",
     _key("payment_id"),
     _attempt_key(),
-    Column("channel", Text, nullable=False),
-    Column("account", Text, nullable=False),
+    Column("channel", _Text, nullable=False),
+    Column("account", _Text, nullable=False),
     Column("method", _Code, nullable=False),
     # Stored, and sent to the channel identically each time.
     Column("expire_at_ms", _Int64, nullable=False),
     Column("state", _Code, nullable=False),
     Column("state_at_ms", _Int64, nullable=False),
     # What the user needs to pay: a page's URL or a QR code's text, by method; empty until the channel answered.
-    Column("credential", Text, nullable=False),
-    Column("failure_code", Text, nullable=False),
-    Column("failure_message", Text, nullable=False),
+    Column("credential", _Text, nullable=False),
+    Column("failure_code", _Text, nullable=False),
+    Column("failure_message", _Text, nullable=False),
     Column("failed_at_ms", _Int64),
     # Set when a younger attempt took its place: to be queried and closed at the channel.
     Column("superseded_at_ms", _Int64),
     # Whoever talks to the channel about it holds this lease; 0 and empty when nobody does.
     Column("lease_until_ms", _Int64, nullable=False),
-    Column("lease_token", Text, nullable=False),
+    Column("lease_token", _Text, nullable=False),
     *_stamp(),
     CheckConstraint("attempt BETWEEN 1 AND 63", name="attempt"),
     CheckConstraint("state BETWEEN 1 AND 5", name="state"),
@@ -130,7 +132,7 @@ payment_outcome = _table(
     Column("state", _Code, nullable=False),
     # The kept capture; attempt 0, empty trade number and currency, amount 0 where CLOSED.
     Column("attempt", _Code, nullable=False),
-    Column("channel_trade_no", Text, nullable=False),
+    Column("channel_trade_no", _Text, nullable=False),
     *_capture_columns(),
     Column("paid_at_untrusted", _Code, nullable=False),
     Column("close_reason", _Code, nullable=False),
@@ -146,7 +148,7 @@ excess_payment = _table(
     "excess_payment",
     _key("payment_id"),
     _attempt_key(),
-    Column("channel_trade_no", Text, primary_key=True),
+    Column("channel_trade_no", _Text, primary_key=True),
     # A NotifyOutcome: DUPLICATE, LATE, SECOND_CAPTURE or MISMATCH.
     Column("reason", _Code, nullable=False),
     *_capture_columns(),
@@ -158,12 +160,12 @@ excess_payment = _table(
 refund = _table(
     "refund",
     _key("payment_id"),
-    Column("refund_no", Text, primary_key=True),
+    Column("refund_no", _Text, primary_key=True),
     Column("attempt", _Code, nullable=False),
     # The capture that it returns.
-    Column("channel_trade_no", Text, nullable=False),
+    Column("channel_trade_no", _Text, nullable=False),
     Column("amount_minor", _Int64, nullable=False),
-    Column("currency", Text, nullable=False),
+    Column("currency", _Text, nullable=False),
     Column("reason", _Code, nullable=False),
     *_stamp(),
     CheckConstraint("amount_minor > 0", name="amount_minor"),
@@ -172,18 +174,18 @@ refund = _table(
 refund_try = _table(
     "refund_try",
     _key("payment_id"),
-    Column("refund_no", Text, primary_key=True),
+    Column("refund_no", _Text, primary_key=True),
     Column("seq", _Code, primary_key=True, autoincrement=False),
     # The number that the channel is sent; the same until its final word.
-    Column("channel_refund_no", Text, nullable=False),
+    Column("channel_refund_no", _Text, nullable=False),
     Column("state", _Code, nullable=False),
     Column("state_at_ms", _Int64, nullable=False),
     # How often the channel was asked about it or sent it.
     Column("asks", _Int64, nullable=False),
     Column("next_at_ms", _Int64, nullable=False),
     Column("lease_until_ms", _Int64, nullable=False),
-    Column("lease_token", Text, nullable=False),
-    Column("last_error", Text, nullable=False),
+    Column("lease_token", _Text, nullable=False),
+    Column("last_error", _Text, nullable=False),
     *_stamp(),
     CheckConstraint("seq BETWEEN 1 AND 99", name="seq"),
     CheckConstraint("state BETWEEN 1 AND 5", name="state"),
@@ -203,42 +205,42 @@ Index(
 refund_result = _table(
     "refund_result",
     _key("payment_id"),
-    Column("refund_no", Text, primary_key=True),
+    Column("refund_no", _Text, primary_key=True),
     Column("seq", _Code, primary_key=True, autoincrement=False),
     # A RefundState: REFUNDED or REFUSED.
     Column("result", _Code, nullable=False),
-    Column("code", Text, nullable=False),
-    Column("message", Text, nullable=False),
+    Column("code", _Text, nullable=False),
+    Column("message", _Text, nullable=False),
     *_stamp(),
     CheckConstraint("result IN (4, 5)", name="result"),
 )
 
 quarantine = _table(
     "quarantine",
-    Column("quarantine_id", Text, primary_key=True),
+    Column("quarantine_id", _Text, primary_key=True),
     # A NotifyOutcome: SECOND_CAPTURE, MISMATCH, CONFLICT or UNKNOWN.
     Column("reason", _Code, nullable=False),
     # What the order number says; NULL where it is not one of ours.
     Column("payment_id", _Int64),
     Column("attempt", _Code),
     Column("result", _Code, nullable=False),
-    Column("channel", Text, nullable=False),
-    Column("account", Text, nullable=False),
-    Column("channel_order_no", Text, nullable=False),
-    Column("channel_trade_no", Text, nullable=False),
+    Column("channel", _Text, nullable=False),
+    Column("account", _Text, nullable=False),
+    Column("channel_order_no", _Text, nullable=False),
+    Column("channel_trade_no", _Text, nullable=False),
     Column("amount_minor", _Int64, nullable=False),
-    Column("currency", Text, nullable=False),
+    Column("currency", _Text, nullable=False),
     Column("paid_at_ms", _Int64),
     Column("source", _Code, nullable=False),
     Column("raw", LargeBinary, nullable=False),
-    Column("headers", Text, nullable=False),
+    Column("headers", _Text, nullable=False),
     Column("first_seen_at_ms", _Int64, nullable=False),
     Column("last_seen_at_ms", _Int64, nullable=False),
     Column("arrivals", _Int64, nullable=False),
     # 1 until resolved, and again when the word comes once more.
     Column("is_open", _Code, nullable=False),
     # A JSON list of what was decided about it, when and by whom; only ever appended to.
-    Column("resolutions", Text, nullable=False),
+    Column("resolutions", _Text, nullable=False),
     *_stamp(),
     CheckConstraint("reason IN (4, 5, 6, 7)", name="reason"),
 )

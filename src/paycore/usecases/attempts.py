@@ -75,7 +75,8 @@ class SettleAttempt(UnindexedUnit):
 
     def apply(self, transaction: WriteTransaction) -> PaymentRecord:
         """Write the state unless the conversation has ended or somebody else leads it."""
-        record = transaction.load_records([self._payment_id])[self._payment_id]
+        # Held: what the update writes back is the row as it is, with whatever others have written to it.
+        record = transaction.lock_records([self._payment_id])[self._payment_id]
         row = record.attempts[self._attempt]
         if self._lease_token is not None and row.lease_token != self._lease_token:
             return record

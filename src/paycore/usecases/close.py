@@ -25,8 +25,8 @@ _log = structlog.get_logger()
 class InsertClosed:
     """A write unit: the outcome CLOSED, and the refunds that waited for it.
 
-    Attempts are listed again under the transaction's lock: Pay inserts attempts under the same lock, so none can
-    slip in between.
+    Attempts are listed again under the lock of the payment's row: Pay inserts attempts under the same lock, so none can
+    slip in between. A first outcome takes no lock; between it and this one the outcome's key decides.
     """
 
     def __init__(self, payment_id: int, reason: CloseReason, accounts: AccountCodes) -> None:
@@ -37,7 +37,7 @@ class InsertClosed:
 
     def apply(self, transaction: WriteTransaction) -> PaymentRecord:
         """Close the payment unless it has an outcome. Raises PreconditionError while an attempt is live."""
-        self._record = record = transaction.load_records([self._payment_id])[self._payment_id]
+        self._record = record = transaction.lock_records([self._payment_id])[self._payment_id]
         if record.outcome is not None:
             return record
         live = record.live_attempts()

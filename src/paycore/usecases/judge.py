@@ -166,11 +166,13 @@ class GroupJudge:
     ) -> list[RefundIntent]:
         refunds: list[RefundIntent] = []
         while items:
-            records = transaction.load_records(item.order.payment_id for item in items if item.order)
+            records = transaction.lock_records(item.order.payment_id for item in items if item.order)
             plan = RarePlan(records, transaction.stamp, self._late_grace_ms, own_tries)
             for item in items:
                 plan.add(item)
             lost = transaction.insert_outcomes(plan.outcomes) if plan.outcomes else set()
+            if waiting := plan.waiting():
+                lost |= transaction.hold_open(waiting)
             refunds += plan.write(transaction, lost)
             for position, verdict in plan.verdicts:
                 verdicts[position] = verdict
@@ -224,6 +226,10 @@ class RarePlan:
         if outcome in QUARANTINE_REASONS and not packed & VerdictFlag.REPLAYED:
             self._put_quarantine(notification, order, outcome)
         self.verdicts.append((position, _verdict(packed, order if attempt else None)))
+
+    def waiting(self) -> list[int]:
+        """Payments whose new excess waits for an outcome: nobody may give them one that has not seen it."""
+        return sorted({row.payment_id for row in self._excess if self._records[row.payment_id].outcome is None})
 
     def write(self, transaction: WriteTransaction, lost: set[int]) -> list[RefundIntent]:
         """Write what follows from the outcomes that stand; return the refunds that are owed."""

@@ -92,7 +92,8 @@ class OpenAttempt:
                 payment_id = transaction.find_payment_id(command.merchant_id, command.merchant_order_no)
         if payment_id is None:
             raise StoreBusyError("a merchant order appeared and is not visible yet")
-        record = transaction.load_records([payment_id])[payment_id]
+        # Held from here on: one call after another numbers attempts and supersedes them, and no close slips in.
+        record = transaction.lock_records([payment_id])[payment_id]
         if record.payment.terms_digest != command.terms_digest():
             raise AlreadyExistsError(command.terms_that_differ(record.payment))
         return record

