@@ -76,6 +76,9 @@ class Batch:
         bytes; of a batch made ``of_values`` every field is what was given, the headers therefore JSON text.
         """
 
+    def _record(self, position: int) -> tuple[int, int, int, int]:
+        """Return what the record says of (payment_id, attempt, account code, currency code). For tests."""
+
     def answer(self, position: int, verdict: int, payment_id: int = 0, attempt: int = 0) -> None:
         """Answer with a packed verdict: the outcome in the low 8 bits, VerdictFlag bits above.
 

@@ -28,6 +28,7 @@ from paycore._protobuf cimport (
     MAX_DEPTH,
     TEXT_HAS_NUL,
     TEXT_MALFORMED,
+    WIRE_LENGTH,
     read_size,
     read_tag,
     read_varint,
@@ -41,10 +42,24 @@ cdef extern from *:
     """
     #define PAYCORE_MIN_SECONDS ((int64_t)-62135596800)
     #define PAYCORE_MAX_SECONDS ((int64_t)253402300799)
+    #define PAYCORE_EACH_BYTE(byte) ((uint64_t)0x0101010101010101 * (byte))
+    #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    #define paycore_from_little(word) __builtin_bswap64(word)
+    #else
+    #define paycore_from_little(word) (word)
+    #endif
     """
     # The range of a valid Timestamp, as in paycore.rpc.convert.
     const int64_t MIN_SECONDS "PAYCORE_MIN_SECONDS"
     const int64_t MAX_SECONDS "PAYCORE_MAX_SECONDS"
+    uint64_t each_byte "PAYCORE_EACH_BYTE"(uint64_t byte) noexcept nogil
+    uint64_t from_little "paycore_from_little"(uint64_t word) noexcept nogil
+
+# Bit (field number): the fields of NotifyRequest that are texts, and all of them that are given by their length.
+cdef enum Fields:
+    FIELD_COUNT = 11
+    TEXT_FIELDS = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6 | 1 << 7
+    SIZED_FIELDS = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10
 
 cdef enum Status:
     STATUS_OK = 0
@@ -148,17 +163,28 @@ def _blocks_held():
 
 # ---- Names to codes --------------------------------------------------------------------------------------
 
+cdef inline uint64_t edges(const uint8_t *at, size_t size) noexcept nogil:
+    """Mix the first and the last eight bytes of a name with its length; of a short one, all there is."""
+    cdef uint64_t head = 0, tail = 0
+    cdef uint32_t half = 0
+    if size >= 8:
+        memcpy(&head, at, 8)
+        memcpy(&tail, at + size - 8, 8)
+    elif size >= 4:
+        memcpy(&half, at, 4)
+        head = half
+        memcpy(&half, at + size - 4, 4)
+        tail = half
+    elif size:
+        head = <uint64_t>at[0] | <uint64_t>at[size >> 1] << 8 | <uint64_t>at[size - 1] << 16
+    return (head + size) * <uint64_t>0x9E3779B97F4A7C15ULL ^ tail * <uint64_t>0xC2B2AE3D27D4EB4FULL
+
+
 cdef inline size_t hash_name(
     const uint8_t *first, size_t first_size, const uint8_t *second, size_t second_size
 ) noexcept nogil:
-    """FNV-1a over both parts. Names come from the configuration: nobody else can make them collide."""
-    cdef uint64_t spread = <uint64_t>0xCBF29CE484222325ULL
-    cdef size_t i
-    for i in range(first_size):
-        spread = (spread ^ first[i]) * <uint64_t>0x100000001B3ULL
-    spread = (spread ^ 0xFF) * <uint64_t>0x100000001B3ULL
-    for i in range(second_size):
-        spread = (spread ^ second[i]) * <uint64_t>0x100000001B3ULL
+    """Spread a name. Names come from the configuration: nobody else can make them collide."""
+    cdef uint64_t spread = edges(first, first_size) * <uint64_t>0x165667B19E3779F9ULL + edges(second, second_size)
     return <size_t>(spread ^ spread >> 32)
 
 
@@ -228,7 +254,8 @@ cdef struct source_t:
     int64_t received_at_ms
 
 cdef struct reading_t:
-    # What is known of a notification while its fields are read, beside its record.
+    # What is known of a notification while its fields are read.
+    span_t spans[FIELD_COUNT]  # by field number: the last value of each text, and of `raw`
     int64_t seconds
     int32_t nanos
     bint has_paid_at
@@ -327,19 +354,45 @@ cdef Status read_header(
     return status
 
 
+cdef inline bint read_eight_digits(const uint8_t *at, uint64_t *value) noexcept nogil:
+    """Append eight decimal digits to a number; False where one of them is none."""
+    cdef uint64_t word = 0
+    memcpy(&word, at, 8)
+    word = from_little(word)
+    # A digit is 0x30 to 0x39: its upper half is 3, and still is when 6 is added.
+    if (word & each_byte(0xF0)) | (((word + each_byte(0x06)) & each_byte(0xF0)) >> 4) != each_byte(0x33):
+        return False
+    # Pairs of neighbours become one number each: of two digits, then of four, then of eight.
+    word = ((word & each_byte(0x0F)) * (10 << 8 | 1)) >> 8
+    word = ((word & <uint64_t>0x00FF00FF00FF00FFULL) * (100 << 16 | 1)) >> 16
+    word = ((word & <uint64_t>0x0000FFFF0000FFFFULL) * (<uint64_t>10000 << 32 | 1)) >> 32
+    value[0] = value[0] * 100000000 + word
+    return True
+
+
+cdef inline bint read_digits(const uint8_t *at, uint32_t count, uint64_t *value) noexcept nogil:
+    """Read a number of `count` decimal digits, at most 19: they fit into 64 bits without a sign."""
+    cdef uint32_t i
+    value[0] = 0
+    for i in range(count & 7):
+        if at[i] < c"0" or at[i] > c"9":
+            return False
+        value[0] = value[0] * 10 + (at[i] - c"0")
+    i = count & 7
+    while i < count:
+        if not read_eight_digits(at + i, value):
+            return False
+        i += 8
+    return True
+
+
 cdef inline void read_order_no(const uint8_t *at, uint32_t size, note_t *note) noexcept nogil:
     """Read a channel order number, as paycore.domain.ids.parse_channel_order_no does; 0 and 0 where it is not ours."""
-    cdef uint64_t payment_id = 0
-    cdef uint32_t attempt, i
+    cdef uint64_t payment_id = 0, attempt = 0
     if size < MIN_ORDER_NO or size > MAX_ORDER_NO or at[0] == c"0":
         return
-    for i in range(size):
-        if at[i] < c"0" or at[i] > c"9":
-            return
-    for i in range(size - 2):
-        # At most 19 digits: they fit into 64 bits without a sign.
-        payment_id = payment_id * 10 + (at[i] - c"0")
-    attempt = (at[size - 2] - c"0") * 10 + (at[size - 1] - c"0")
+    if not read_digits(at, size - 2, &payment_id) or not read_digits(at + size - 2, 2, &attempt):
+        return
     if payment_id <= <uint64_t>INT64_MAX and 1 <= attempt <= MAX_ATTEMPTS:
         note.payment_id = <int64_t>payment_id
         note.attempt = <int32_t>attempt
@@ -375,6 +428,12 @@ cdef inline bint has_plain_terms(const note_t *note) noexcept nogil:
 
 cdef inline void finish(source_t *source, const reading_t *reading, note_t *note) noexcept nogil:
     """Fill in what follows from the fields once all are read."""
+    note.channel = reading.spans[TAG_CHANNEL >> 3]
+    note.account = reading.spans[TAG_ACCOUNT >> 3]
+    note.order_no = reading.spans[TAG_ORDER_NO >> 3]
+    note.currency = reading.spans[TAG_CURRENCY >> 3]
+    note.trade_no = reading.spans[TAG_TRADE_NO >> 3]
+    note.raw = reading.spans[TAG_RAW >> 3]
     note.received_at_ms = source.received_at_ms
     note.source = SOURCE_NOTIFICATION
     note.paid_at_ms = instant_ms(reading.seconds, reading.nanos) if reading.has_paid_at else ABSENT_MS
@@ -383,54 +442,13 @@ cdef inline void finish(source_t *source, const reading_t *reading, note_t *note
     note.plain = has_plain_terms(note) and reading.nuls == 0 and reading.headers_size + 2 <= PLAIN_HEADERS
 
 
-cdef inline void set_text(
-    const source_t *source, const uint8_t *at, uint32_t size, int field, int found, span_t *text, reading_t *reading
+cdef Status read_parts(
+    const source_t *source, const uint8_t *at, const uint8_t *end, uint32_t tag, int depth, reading_t *reading
 ) noexcept nogil:
-    """Take a text in, in place of an earlier one of its field."""
-    text[0] = span_of(source, at, size)
-    reading.nuls = reading.nuls & ~(1 << field) | (found & TEXT_HAS_NUL) << field
-
-
-cdef Status read_sized(
-    source_t *source, const uint8_t *at, uint32_t size, uint32_t tag, int depth, note_t *note, reading_t *reading
-) noexcept nogil:
-    """Read a known field of a notification that is given by its length."""
-    cdef int found
+    """Read the value of a field that is itself a message: `paid_at`, or one entry of `headers`."""
     if tag == TAG_PAID_AT:
-        return read_timestamp(at, at + size, depth - 1, reading)
-    if tag == TAG_HEADERS:
-        return read_header(source, at, at + size, depth - 1, reading)
-    if tag == TAG_RAW:
-        note.raw = span_of(source, at, size)
-        return STATUS_OK
-    found = scan_text(at, size)
-    if found & TEXT_MALFORMED:
-        return STATUS_BAD_UTF8
-    if tag == TAG_CHANNEL:
-        set_text(source, at, size, TAG_CHANNEL >> 3, found, &note.channel, reading)
-    elif tag == TAG_ACCOUNT:
-        set_text(source, at, size, TAG_ACCOUNT >> 3, found, &note.account, reading)
-    elif tag == TAG_ORDER_NO:
-        set_text(source, at, size, TAG_ORDER_NO >> 3, found, &note.order_no, reading)
-    elif tag == TAG_CURRENCY:
-        set_text(source, at, size, TAG_CURRENCY >> 3, found, &note.currency, reading)
-    else:
-        set_text(source, at, size, TAG_TRADE_NO >> 3, found, &note.trade_no, reading)
-    return STATUS_OK
-
-
-cdef inline bint is_sized(uint32_t tag) noexcept nogil:
-    """Whether a tag is that of a known field of a notification which is given by its length."""
-    return (
-        tag == TAG_CHANNEL
-        or tag == TAG_ACCOUNT
-        or tag == TAG_ORDER_NO
-        or tag == TAG_CURRENCY
-        or tag == TAG_TRADE_NO
-        or tag == TAG_PAID_AT
-        or tag == TAG_RAW
-        or tag == TAG_HEADERS
-    )
+        return read_timestamp(at, end, depth, reading)
+    return read_header(source, at, end, depth, reading)
 
 
 cdef Status read_note(
@@ -440,20 +458,29 @@ cdef Status read_note(
     cdef reading_t reading
     cdef Status status
     cdef uint64_t number = 0
-    cdef uint32_t tag = 0, size = 0
+    cdef uint32_t tag = 0, size = 0, field
+    cdef int found
     memset(&reading, 0, sizeof(reading_t))
     note.item = span_of(source, at, <uint32_t>(end - at))
     while at != end:
         at = read_tag(at, end, &tag)
         if at == NULL:
             return STATUS_MALFORMED
-        if is_sized(tag):
+        field = tag >> 3
+        if tag & 7 == WIRE_LENGTH and field < FIELD_COUNT and SIZED_FIELDS >> field & 1:
             at = read_size(at, end, &size)
             if at == NULL:
                 return STATUS_MALFORMED
-            status = read_sized(source, at, size, tag, depth, note, &reading)
-            if status != STATUS_OK:
-                return status
+            if TEXT_FIELDS >> field & 1:
+                found = scan_text(at, size)
+                if found & TEXT_MALFORMED:
+                    return STATUS_BAD_UTF8
+                reading.nuls = reading.nuls & ~(1 << field) | found << field
+            elif tag != TAG_RAW:
+                status = read_parts(source, at, at + size, tag, depth - 1, &reading)
+                if status != STATUS_OK:
+                    return status
+            reading.spans[field] = span_of(source, at, size)
             at += size
             continue
         if tag == TAG_RESULT:
@@ -730,6 +757,10 @@ cdef class Batch:
             PyBytes_FromStringAndSize(PyBytes_AS_STRING(self.data) + note.raw.start, note.raw.size),
             headers_of(self, note),
         )
+
+    def _record(self, Py_ssize_t position):
+        cdef note_t *note = self._at(position)
+        return note.payment_id, note.attempt, note.account_code, note.currency_code
 
     def answer(self, Py_ssize_t position, uint32_t verdict, int64_t payment_id=0, int32_t attempt=0):
         cdef note_t *note = self._at(position)
