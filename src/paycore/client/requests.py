@@ -18,9 +18,11 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # Despite its name, how long one try to connect may take; a busy server needs more than the waits above.
     ("grpc.min_reconnect_backoff_ms", 5_000),
     # A connection that died without a word, behind a proxy or a tunnel, is given up 10 s after 30 s of silence, but
-    # only while a call waits: a server may take more for a flood and end the connection.
+    # only while a call waits: a server may take more for a flood and end the connection. A ping that gRPC sent for its
+    # own ends before stands in for the keepalive's, and would be waited for a minute.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 0),
     # 10,000 answers that each name every violation.
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
