@@ -7,6 +7,8 @@ The constants repeat paycore/domain/verdicts.py and protos/paycore/v1/payment.pr
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from paycore._table cimport entry_t, table_t, undo_log_t
+
 # A verdict packs an outcome in its low 8 bits and VerdictFlag bits above them.
 cdef enum NotifyOutcome:
     NOTIFY_OUTCOME_ACCEPTED = 1
@@ -68,53 +70,6 @@ cdef struct moment_t:
 cdef uint32_t judge(const facts_t *facts, const moment_t *moment) noexcept nogil
 
 
-# ---- The table: payment_id -> entry, open addressing, linear probes ---------------------------------------
-
-cdef struct entry_t:
-    # 32 bytes, two in a cache line. Bits from the lowest up:
-    # key    payment_id 63; 0 is an empty slot; bit 63 alone is a tombstone.
-    # mask   bit (attempt - 1): the attempt has a judged capture; bit 63: ask the database.
-    # money  amount_minor 48, account code of attempt 1: 8, of attempt 2: 8.
-    # terms  expiry in ms after the id's own time 32, account code of attempt 3: 8, currency code 8,
-    #        state 2, kept attempt 6, number of attempts 6, unused 2.
-    uint64_t key
-    uint64_t mask
-    uint64_t money
-    uint64_t terms
-
-cdef struct table_t:
-    # `block` is owned and released by table_free; `entries` points into it, on a cache line's start.
-    void *block
-    entry_t *entries
-    size_t slots      # a power of two, or 0 before the first insert
-    size_t live       # slots that hold a payment
-    size_t occupied   # live and tombstones: what lengthens a probe
-
-cdef uint64_t mix(uint64_t key) noexcept nogil
-cdef bint table_find(const table_t *table, uint64_t key, entry_t **found) noexcept nogil
-cdef bint table_reserve(table_t *table, size_t extra) noexcept nogil
-cdef bint table_insert(table_t *table, const entry_t *fresh) noexcept nogil
-cdef void table_remove(table_t *table, entry_t *entry) noexcept nogil
-cdef bint table_resize(table_t *table, size_t slots) noexcept nogil
-cdef void table_free(table_t *table) noexcept nogil
-
-
-# ---- The undo log of one group ---------------------------------------------------------------------------
-
-cdef struct undo_log_t:
-    # `records` is owned and released by undo_free. A record is the entry as it was before one change;
-    # for a payment that was absent, its key with bit 63 set.
-    entry_t *records
-    size_t capacity
-    size_t count
-    size_t removed    # entries taken out of the table in this group: rollback may put them back
-    bint open
-
-cdef bint undo_reserve(undo_log_t *log) noexcept nogil
-cdef void undo_push(undo_log_t *log, const entry_t *before) noexcept nogil
-cdef void undo_free(undo_log_t *log) noexcept nogil
-
-
 # ---- The check -------------------------------------------------------------------------------------------
 
 cdef struct capture_t:
@@ -149,6 +104,7 @@ cdef class Index:
     cdef table_t table
     cdef undo_log_t undo
     cdef int64_t late_grace_ms
+    cdef readonly int64_t max_bytes
     cdef Py_ssize_t batches_running   # guarded by the GIL: changed only while it is held
 
     # For compiled callers: Index.check, `in`, and Index.accept, without a Python object. `prefetch` starts to fetch
@@ -158,6 +114,7 @@ cdef class Index:
     cdef void prefetch(self, int64_t payment_id) noexcept nogil
     cdef int accept_capture(self, int64_t payment_id, int64_t attempt) except -1
 
-    cdef int _prepare(self, bint inserts) except -1
+    cdef int _prepare(self, uint64_t inserted_key) except -1
+    cdef int _place(self, const entry_t *fresh) except -1
     cdef void _remember(self, const entry_t *entry) noexcept
     cdef void _remove(self, entry_t *entry) noexcept

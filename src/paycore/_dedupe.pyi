@@ -6,6 +6,7 @@ Every integer must fit an int64 (OverflowError otherwise). Codes are 0 to 255, w
 are 1 to 63. ``domain/plain_index.py`` is the same in plain Python.
 """
 
+from collections.abc import Iterable
 from typing import Final, NamedTuple, Protocol, final
 
 from typing_extensions import Buffer
@@ -73,7 +74,7 @@ class IndexEntry(NamedTuple):
 
 @final
 class Index:
-    """payment_id -> what is cached of it, 32 bytes an entry.
+    """payment_id -> what is cached of it, 32 bytes an entry; 40 to 46 bytes of memory a payment.
 
     A cache of what is committed: a payment may be absent at any time, and only ACCEPTED is tried without asking the
     database, whose key then arbitrates. Nothing negative is remembered.
@@ -86,10 +87,19 @@ class Index:
     they are final. A change that needs memory which is not there raises MemoryError and changes nothing.
     """
 
-    def __init__(self, *, late_grace_ms: int = 0, capacity: int = 0) -> None:
-        """Make an empty index. ``capacity``: payments to have room for at once, without growing.
+    def __init__(self, *, late_grace_ms: int = 0, capacity: int = 0, max_bytes: int = 0, segments: int = 1024) -> None:
+        """Make an empty index.
 
-        Raises ValueError when either is negative, MemoryError when there is no room.
+        ``capacity``: payments to make room for at once. With several segments that is by chance, with a margin.
+        ``max_bytes``: what the table is held to, 0 for no limit. At the limit the oldest finished payments are
+        evicted, then the oldest open ones, an eighth of a segment at a time; what the running group has changed
+        stays, and where all else is gone the table grows over the limit. A segment has at least 8 slots of 32
+        bytes, and the segments' directory takes 32 bytes each: the least limit that can be kept. The undo log of a
+        running group comes on top, 40 bytes a change.
+        ``segments``: into how many parts the table is divided, a power of two, 1 to 4096. A change costs at most
+        the rebuild of one part.
+
+        Raises ValueError when one is out of range, MemoryError when there is no room.
         """
 
     def put(
@@ -114,6 +124,30 @@ class Index:
         An amount outside 1 to 2**48 - 1, an expiry before the payment or 2**32 ms or more after it, and
         currency code 0 do not fit: then every check of this payment is a MISS. Raises ValueError that
         names the field for anything else out of range.
+        """
+
+    def load(
+        self,
+        payments: Iterable[tuple[int, int, str | int, int, int | None, int | None]],
+        attempts: Iterable[tuple[int, int, str, str]],
+        captures: Iterable[tuple[int, int]],
+        *,
+        currencies: dict[str, int],
+        accounts: dict[tuple[str, str], int],
+    ) -> None:
+        """`put` many payments from rows of the database, without a Python call for each.
+
+        ``payments``: (payment_id, amount_minor, currency or its code, expire_at_ms, state or None where there is no
+        outcome, kept attempt or None), each payment once. ``attempts``: (payment_id, attempt, channel, account);
+        a payment has as many attempts as its highest. ``captures``: (payment_id, attempt) of each judged
+        capture. All are plain tuples, sorted by payment_id; lists are read in place. Attempts and captures of
+        payments that are not among ``payments`` are skipped.
+
+        ``currencies``: ISO code -> code here; ``accounts``: (channel, account) -> code. What is missing there is 0.
+
+        Raises ValueError where rows are not sorted or a field is out of range, TypeError for a row that is no tuple,
+        IndexError for one that is too short, MemoryError. The payments before the one that failed are then taken
+        in; in a group, rollback takes them out again.
         """
 
     def add_attempt(self, payment_id: int, attempt: int, account_code: int) -> None:
@@ -212,8 +246,20 @@ class Index:
         """All memory held, in bytes: this object, the table, the undo log."""
 
     @property
+    def max_bytes(self) -> int:
+        """What the table is held to; 0: no limit."""
+
+    @property
+    def evicted(self) -> int:
+        """How many payments were evicted at the memory limit since the index was made."""
+
+    @property
+    def evicted_open(self) -> int:
+        """How many of these were open: a sign that the limit is too low."""
+
+    @property
     def capacity(self) -> int:
-        """How many payments there is room for before the table grows."""
+        """How many payments there is room for before the table grows, if each segment gets as many as it can take."""
 
     @property
     def _occupied(self) -> int:
@@ -221,6 +267,9 @@ class Index:
 
     def _slot_keys(self) -> list[int]:
         """Return the key of each slot in order: a payment id, 0 when empty, 2**63 after a removal. For tests."""
+
+    def _segment_sizes(self) -> list[tuple[int, int, int]]:
+        """Return (slots, live, occupied) of each segment. For tests."""
 
 def _fail_allocation_after(count: int) -> None:
     """For tests only: let ``count`` more allocations of this module succeed, then fail every one.

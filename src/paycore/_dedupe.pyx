@@ -12,81 +12,54 @@ nothing; the methods raise MemoryError in that case, before any change.
 """
 
 cimport cython
-from libc.stdint cimport SIZE_MAX, uintptr_t
-from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+
+from paycore._table cimport (
+    ACCOUNT_3_SHIFT,
+    AMOUNT_BITS,
+    ATTEMPTS_SHIFT,
+    CURRENCY_SHIFT,
+    EXPIRY_BITS,
+    KEPT_SHIFT,
+    STATE_SHIFT,
+    TOP_BIT,
+    entry_t,
+    table_capacity,
+    table_find,
+    table_free,
+    table_insert,
+    table_make,
+    table_nbytes,
+    table_prefetch,
+    table_remove,
+    table_reserve,
+    table_t,
+    table_widen,
+    undo_all,
+    undo_end,
+    undo_free,
+    undo_nbytes,
+    undo_push,
+    undo_reserve,
+)
 
 from typing import NamedTuple
+
+from paycore._table import _blocks_held, _fail_allocation_after  # no-cython-lint: tests find them here
 
 MISS = VERDICT_MISS
 
 cdef extern from *:
     """
-    #define PAYCORE_TOP_BIT ((uint64_t)1 << 63)
     #define PAYCORE_ID_EPOCH_MS ((int64_t)1735689600000)
-    #if defined(__GNUC__) || defined(__clang__)
-    #define paycore_prefetch(address) __builtin_prefetch(address)
-    #else
-    #define paycore_prefetch(address) ((void)(address))
-    #endif
     """
-    const uint64_t TOP_BIT "PAYCORE_TOP_BIT"
     const int64_t ID_EPOCH_MS "PAYCORE_ID_EPOCH_MS"
-    void paycore_prefetch(const void *address) noexcept nogil
 
 cdef enum:
-    MIN_SLOTS = 8
-    CACHE_LINE = 64
     PREFETCH_AHEAD = 16
     CACHED_ACCOUNTS = 3
     ID_TIME_SHIFT = 22
-    AMOUNT_BITS = 48
-    EXPIRY_BITS = 32
-    ACCOUNT_3_SHIFT = 32
-    CURRENCY_SHIFT = 40
-    STATE_SHIFT = 48
-    KEPT_SHIFT = 50
-    ATTEMPTS_SHIFT = 56
-
-
-# ---- Memory ----------------------------------------------------------------------------------------------
-
-# Every block of this module is taken and released here, by a thread that holds the GIL. So a test can make an
-# allocation fail and see that none is lost.
-cdef long long allocations_left = -1   # negative: no bound
-cdef Py_ssize_t blocks_held = 0
-
-
-cdef void *allocate(size_t count, size_t size) noexcept nogil:
-    """Like calloc: zeroed memory, owned by the caller; NULL when there is none, or when a test's allowance is spent."""
-    global allocations_left, blocks_held
-    cdef void *block
-    if allocations_left == 0:
-        return NULL
-    block = calloc(count, size)
-    if block != NULL:
-        blocks_held += 1
-        allocations_left -= allocations_left > 0
-    return block
-
-
-cdef void release(void *block) noexcept nogil:
-    """Give back what allocate returned; NULL is allowed."""
-    global blocks_held
-    if block != NULL:
-        blocks_held -= 1
-        free(block)
-
-
-def _fail_allocation_after(long long count):
-    """For tests only: let ``count`` more allocations succeed, then fail all; a negative count ends that."""
-    global allocations_left
-    allocations_left = max(count, -1)
-
-
-def _blocks_held():
-    """For tests only: how many blocks of memory this module holds."""
-    return blocks_held
+    DEFAULT_SEGMENTS = 1024
+    MAX_SEGMENTS = 4096
 
 
 # ---- The decision ----------------------------------------------------------------------------------------
@@ -232,147 +205,108 @@ cdef void entry_set_terms(
     entry.terms = with_bits(entry.terms, CURRENCY_SHIFT, 8, <uint64_t>currency_code)
 
 
-# ---- The table -------------------------------------------------------------------------------------------
-
-cdef uint64_t mix(uint64_t key) noexcept nogil:
-    """Spread a key over 64 bits: the finaliser of splitmix64, a bijection."""
-    key = (key ^ (key >> 30)) * <uint64_t>0xBF58476D1CE4E5B9ULL
-    key = (key ^ (key >> 27)) * <uint64_t>0x94D049BB133111EBULL
-    return key ^ (key >> 31)
+cdef int require(str field, int64_t value, int64_t low, int64_t high) except -1:
+    """Raise ValueError that names the field, unless low <= value <= high."""
+    if low <= value <= high:
+        return 0
+    raise ValueError(f"{field} must be {low} to {high}, not {value}")
 
 
-cdef inline size_t slot_limit(size_t slots) noexcept nogil:
-    """How many slots may be occupied: three quarters, so that probes stay short."""
-    return slots - slots // 4
+cdef int entry_make(
+    entry_t *entry, int64_t payment_id, int64_t amount_minor, int64_t currency_code, int64_t expire_at_ms
+) except -1:
+    """Start the entry of an open payment without attempts. Raises ValueError that names the field out of range."""
+    require("payment_id", payment_id, 1, 0x7FFFFFFFFFFFFFFF)
+    require("currency_code", currency_code, 0, MAX_CODE)
+    entry.key = <uint64_t>payment_id
+    entry.mask = 0
+    entry.money = 0
+    entry.terms = 0
+    entry_set_outcome(entry, PAYMENT_STATE_OPEN, 0)
+    entry_set_terms(entry, amount_minor, currency_code, expire_at_ms)
+    return 0
 
 
-cdef inline size_t slot_of(const table_t *table, uint64_t key) noexcept nogil:
-    """Where the probe of a key starts. The table must have slots."""
-    return <size_t>mix(key) & (table.slots - 1)
+cdef int entry_note(entry_t *entry, int64_t state, int64_t kept_attempt, int64_t captured_mask) except -1:
+    """Note a payment's outcome and captures. Raises ValueError that names the field out of range."""
+    require("state", state, PAYMENT_STATE_OPEN, PAYMENT_STATE_CLOSED)
+    require("captured_mask", captured_mask, 0, 0x7FFFFFFFFFFFFFFF)
+    if state == PAYMENT_STATE_PAID:
+        require("kept_attempt of a paid payment", kept_attempt, 1, MAX_ATTEMPTS)
+        # The kept capture is a judged one, whatever the mask was read from.
+        captured_mask |= <int64_t>attempt_bit(kept_attempt)
+    else:
+        require("kept_attempt of a payment that is not paid", kept_attempt, 0, 0)
+    entry_set_outcome(entry, <uint64_t>state, <uint64_t>kept_attempt)
+    entry.mask |= <uint64_t>captured_mask
+    return 0
 
 
-cdef bint table_find(const table_t *table, uint64_t key, entry_t **found) noexcept nogil:
-    """Find a payment. `found` points into the table until the next insert; it is set only when True is returned."""
-    cdef size_t slot, _
-    if table.slots == 0 or key == 0 or key & TOP_BIT:
+# ---- Rows of the database --------------------------------------------------------------------------------
+
+cdef struct cursor_t:
+    # Where the merge stands in rows that are sorted by payment_id.
+    Py_ssize_t next_row
+    int64_t last_id
+
+
+cdef bint cursor_reaches(cursor_t *cursor, list rows, int64_t payment_id) except -1:
+    """Whether the next row is of this payment or one before it. Raises ValueError where the rows are not sorted."""
+    cdef int64_t row_id
+    if cursor.next_row == len(rows):
         return False
-    slot = slot_of(table, key)
-    for _ in range(table.slots):
-        if table.entries[slot].key == key:
-            found[0] = &table.entries[slot]
-            return True
-        if table.entries[slot].key == 0:
-            return False
-        slot = (slot + 1) & (table.slots - 1)
-    return False
+    row_id = (<tuple?>rows[cursor.next_row])[0]
+    if row_id < cursor.last_id:
+        raise ValueError(f"the rows must be sorted by payment_id, but {row_id} comes after {cursor.last_id}")
+    cursor.last_id = row_id
+    return row_id <= payment_id
 
 
-cdef bint table_insert(table_t *table, const entry_t *fresh) noexcept nogil:
-    """Put in a payment that is absent. False, and nothing changed, only when every slot is live."""
-    cdef size_t slot, _
-    cdef uint64_t key
-    if table.slots == 0:
-        return False
-    slot = slot_of(table, fresh.key)
-    for _ in range(table.slots):
-        key = table.entries[slot].key
-        if key == 0 or key == TOP_BIT:
-            table.entries[slot] = fresh[0]
-            table.live += 1
-            table.occupied += key == 0
-            return True
-        slot = (slot + 1) & (table.slots - 1)
-    return False
+cdef int merge_attempts(entry_t *entry, cursor_t *cursor, list rows, dict accounts) except -1:
+    """Take in an entry's attempts: rows of (payment_id, attempt, channel, account)."""
+    cdef int64_t payment_id = <int64_t>entry.key
+    cdef int64_t attempt, code
+    cdef tuple row
+    while cursor_reaches(cursor, rows, payment_id):
+        row = <tuple>rows[cursor.next_row]
+        cursor.next_row += 1
+        if cursor.last_id < payment_id:
+            continue
+        attempt = row[1]
+        require("attempt", attempt, 1, MAX_ATTEMPTS)
+        if attempt > entry_attempts(entry):
+            entry.terms = with_bits(entry.terms, ATTEMPTS_SHIFT, 6, <uint64_t>attempt)
+        if attempt <= CACHED_ACCOUNTS:
+            code = accounts.get((row[2], row[3]), 0)
+            require("account code", code, 0, MAX_CODE)
+            entry_set_account(entry, attempt, <uint64_t>code)
+    return 0
 
 
-cdef void table_remove(table_t *table, entry_t *entry) noexcept nogil:
-    """Turn a live entry into a tombstone. It stays counted as occupied until the table is rebuilt."""
-    entry.key = TOP_BIT
-    table.live -= 1
+cdef int merge_captures(entry_t *entry, cursor_t *cursor, list rows) except -1:
+    """Set the bits of an entry's judged captures: rows of (payment_id, attempt)."""
+    cdef int64_t payment_id = <int64_t>entry.key
+    cdef int64_t attempt
+    while cursor_reaches(cursor, rows, payment_id):
+        attempt = (<tuple>rows[cursor.next_row])[1]
+        cursor.next_row += 1
+        if cursor.last_id == payment_id:
+            require("attempt", attempt, 1, MAX_ATTEMPTS)
+            entry.mask |= attempt_bit(attempt)
+    return 0
 
 
-cdef bint table_reserve(table_t *table, size_t extra) noexcept nogil:
-    """Make room for `extra` more payments; False when memory ran out, and nothing changed."""
-    cdef size_t slots
-    if extra > SIZE_MAX // 2 - table.occupied:
-        return False
-    if table.occupied + extra <= slot_limit(table.slots):
-        return True
-    slots = max(table.slots, <size_t>MIN_SLOTS)
-    # A quarter stays free, so that a table full of tombstones is not rebuilt again at once.
-    while table.live + extra > slot_limit(slots) - slot_limit(slots) // 4:
-        if slots > SIZE_MAX // 4:
-            return False
-        slots *= 2
-    return table_resize(table, slots)
+cdef list as_list(object rows):
+    return rows if type(rows) is list else list(rows)
 
 
-cdef bint table_resize(table_t *table, size_t slots) noexcept nogil:
-    """Rebuild into `slots` slots, a power of two above `live`; False when memory ran out, and nothing changed."""
-    cdef table_t fresh
-    cdef size_t slot
-    if slots > (SIZE_MAX - CACHE_LINE) // sizeof(entry_t):
-        return False
-    fresh.block = allocate(slots * sizeof(entry_t) + CACHE_LINE, 1)
-    if fresh.block == NULL:
-        return False
-    fresh.entries = <entry_t *>((<uintptr_t>fresh.block + CACHE_LINE - 1) & ~<uintptr_t>(CACHE_LINE - 1))
-    fresh.slots = slots
-    fresh.live = 0
-    fresh.occupied = 0
-    for slot in range(table.slots):
-        if table.entries[slot].key != 0 and table.entries[slot].key != TOP_BIT:
-            table_insert(&fresh, &table.entries[slot])
-    release(table.block)
-    table[0] = fresh
-    return True
-
-
-cdef void table_free(table_t *table) noexcept nogil:
-    """Release the memory; the table is then empty and may be used again."""
-    release(table.block)
-    table.block = NULL
-    table.entries = NULL
-    table.slots = table.live = table.occupied = 0
-
-
-cdef inline size_t table_nbytes(const table_t *table) noexcept nogil:
-    return table.slots * sizeof(entry_t) + CACHE_LINE if table.slots else 0
-
-
-# ---- The undo log ----------------------------------------------------------------------------------------
-
-cdef bint undo_reserve(undo_log_t *log) noexcept nogil:
-    """Make room for one more record; False when memory ran out, and nothing changed."""
-    cdef entry_t *records
-    cdef size_t capacity
-    if log.count < log.capacity:
-        return True
-    if log.capacity > SIZE_MAX // 4 // sizeof(entry_t):
-        return False
-    capacity = max(log.capacity * 2, <size_t>16)
-    records = <entry_t *>allocate(capacity, sizeof(entry_t))
-    if records == NULL:
-        return False
-    if log.count:
-        memcpy(records, log.records, log.count * sizeof(entry_t))
-    release(log.records)
-    log.records = records
-    log.capacity = capacity
-    return True
-
-
-cdef void undo_push(undo_log_t *log, const entry_t *before) noexcept nogil:
-    """Note how an entry was. The room must have been reserved."""
-    log.records[log.count] = before[0]
-    log.count += 1
-
-
-cdef void undo_free(undo_log_t *log) noexcept nogil:
-    """Release the memory."""
-    release(log.records)
-    log.records = NULL
-    log.capacity = log.count = 0
+cdef int entry_read(entry_t *entry, tuple row, dict currencies) except -1:
+    """Start an entry from a row of (payment_id, amount, currency or its code, expire_at, state, kept attempt)."""
+    cdef object currency = row[2]
+    cdef int64_t state = PAYMENT_STATE_OPEN if row[4] is None else row[4]
+    cdef int64_t kept_attempt = 0 if row[5] is None else row[5]
+    entry_make(entry, row[0], row[1], currencies.get(currency, 0) if isinstance(currency, str) else currency, row[3])
+    return entry_note(entry, state, kept_attempt, 0)
 
 
 # ---- The check -------------------------------------------------------------------------------------------
@@ -422,11 +356,11 @@ cdef void table_check_many(
     """Check captures in turn, with the cache lines of the next ones already on their way."""
     cdef capture_t capture
     cdef size_t i
-    for i in range(min(count, <size_t>PREFETCH_AHEAD) if table.slots else 0):
-        paycore_prefetch(&table.entries[slot_of(table, <uint64_t>columns.payment_ids[i])])
+    for i in range(min(count, <size_t>PREFETCH_AHEAD)):
+        table_prefetch(table, <uint64_t>columns.payment_ids[i])
     for i in range(count):
-        if table.slots and count - i > PREFETCH_AHEAD:
-            paycore_prefetch(&table.entries[slot_of(table, <uint64_t>columns.payment_ids[i + PREFETCH_AHEAD])])
+        if count - i > PREFETCH_AHEAD:
+            table_prefetch(table, <uint64_t>columns.payment_ids[i + PREFETCH_AHEAD])
         capture.payment_id = columns.payment_ids[i]
         capture.attempt = columns.attempts[i]
         capture.account_code = columns.accounts[i]
@@ -457,13 +391,6 @@ class IndexEntry(NamedTuple):
     asks: bool
 
 
-cdef int require(str field, int64_t value, int64_t low, int64_t high) except -1:
-    """Raise ValueError that names the field, unless low <= value <= high."""
-    if low <= value <= high:
-        return 0
-    raise ValueError(f"{field} must be {low} to {high}, not {value}")
-
-
 @cython.final
 cdef class Index:
     """payment_id -> what is cached of it, 32 bytes an entry; see _dedupe.pyi for what each method owes.
@@ -473,48 +400,72 @@ cdef class Index:
     every change raises RuntimeError while that is not 0.
     """
 
-    def __cinit__(self, *, int64_t late_grace_ms=0, int64_t capacity=0):
+    def __cinit__(
+        self,
+        *,
+        int64_t late_grace_ms=0,
+        int64_t capacity=0,
+        int64_t max_bytes=0,
+        int64_t segments=DEFAULT_SEGMENTS,
+    ):
+        cdef uint32_t segment_bits = 0
         require("late_grace_ms", late_grace_ms, 0, 0x7FFFFFFFFFFFFFFF)
         require("capacity", capacity, 0, 0x7FFFFFFFFFFFFFFF)
+        require("max_bytes", max_bytes, 0, 0x7FFFFFFFFFFFFFFF)
+        require("segments", segments, 1, MAX_SEGMENTS)
+        if segments & (segments - 1):
+            raise ValueError(f"segments must be a power of two, not {segments}")
+        while <int64_t>1 << segment_bits < segments:
+            segment_bits += 1
         self.late_grace_ms = late_grace_ms
-        cdef size_t slots = MIN_SLOTS
-        if capacity == 0:
-            return
-        while slot_limit(slots) < <size_t>capacity:
-            if slots > SIZE_MAX // 4:
-                raise MemoryError(f"no table holds {capacity} payments")
-            slots *= 2
-        if not table_resize(&self.table, slots):
+        self.max_bytes = max_bytes
+        table_make(&self.table, segment_bits, max_bytes)
+        if capacity and not table_widen(&self.table, <uint64_t>capacity):
             raise MemoryError(f"no memory for {capacity} payments")
 
     def __dealloc__(self):
         table_free(&self.table)
         undo_free(&self.undo)
 
-    cdef int _prepare(self, bint inserts) except -1:
-        """Make room for one change, or raise before anything has changed.
+    cdef int _prepare(self, uint64_t inserted_key) except -1:
+        """Make room for one change, or raise before anything has changed. inserted_key: 0 where none is inserted.
 
-        Rollback must not need memory. So the room for its record is taken here, and a table
-        that is rebuilt keeps a slot for each entry that this group took out.
+        Rollback must not need memory. So the room for its record is taken here, and a segment
+        that is rebuilt keeps a slot for each entry that this group took out of it.
         """
         if self.batches_running:
             raise RuntimeError("the index may not change while check_many runs")
         if self.undo.open and not undo_reserve(&self.undo):
             raise MemoryError("no memory for the undo log of the index")
-        if inserts and not table_reserve(&self.table, self.undo.removed + 1):
+        if inserted_key and not table_reserve(&self.table, &self.undo, inserted_key):
             raise MemoryError("no memory for the index to grow")
         return 0
 
     cdef void _remember(self, const entry_t *entry) noexcept:
         """Note how an entry is, before it changes; outside a group changes are final."""
         if self.undo.open:
-            undo_push(&self.undo, entry)
+            undo_push(&self.undo, &self.table, entry)
 
     cdef void _remove(self, entry_t *entry) noexcept:
         """Take an entry out. Room for one record must have been prepared."""
         self._remember(entry)
-        self.undo.removed += self.undo.open
-        table_remove(&self.table, entry)
+        table_remove(&self.table, entry, self.undo.open)
+
+    cdef int _place(self, const entry_t *fresh) except -1:
+        """Put an entry in, in the place of the one that was cached."""
+        cdef entry_t absent
+        cdef entry_t *entry = NULL
+        if table_find(&self.table, fresh.key, &entry):
+            self._prepare(0)
+            self._remember(entry)
+            entry[0] = fresh[0]
+            return 0
+        self._prepare(fresh.key)
+        absent = fresh[0]
+        absent.key |= TOP_BIT
+        self._remember(&absent)
+        table_insert(&self.table, fresh)
+        return 0
 
     def put(
         self,
@@ -529,48 +480,47 @@ cdef class Index:
         tuple accounts not None,
     ):
         cdef entry_t fresh
-        cdef entry_t absent
-        cdef entry_t *entry = NULL
         cdef int64_t code, attempt = 0
-        require("payment_id", payment_id, 1, 0x7FFFFFFFFFFFFFFF)
-        require("currency_code", currency_code, 0, MAX_CODE)
-        require("state", state, PAYMENT_STATE_OPEN, PAYMENT_STATE_CLOSED)
         require("attempts", attempts, 0, MAX_ATTEMPTS)
-        require("captured_mask", captured_mask, 0, 0x7FFFFFFFFFFFFFFF)
         require("len(accounts)", len(accounts), 0, attempts)
-        if state == PAYMENT_STATE_PAID:
-            require("kept_attempt of a paid payment", kept_attempt, 1, MAX_ATTEMPTS)
-            # The kept capture is a judged one, whatever the mask was read from.
-            captured_mask |= <int64_t>attempt_bit(kept_attempt)
-        else:
-            require("kept_attempt of a payment that is not paid", kept_attempt, 0, 0)
-        fresh.key = <uint64_t>payment_id
-        fresh.mask = <uint64_t>captured_mask
-        fresh.money = 0
-        fresh.terms = with_bits(0, ATTEMPTS_SHIFT, 6, <uint64_t>attempts)
-        entry_set_outcome(&fresh, <uint64_t>state, <uint64_t>kept_attempt)
-        entry_set_terms(&fresh, amount_minor, currency_code, expire_at_ms)
+        entry_make(&fresh, payment_id, amount_minor, currency_code, expire_at_ms)
+        entry_note(&fresh, state, kept_attempt, captured_mask)
+        fresh.terms = with_bits(fresh.terms, ATTEMPTS_SHIFT, 6, <uint64_t>attempts)
         for code in accounts:
             attempt += 1
             require("account code", code, 0, MAX_CODE)
             entry_set_account(&fresh, attempt, <uint64_t>code)
-        if table_find(&self.table, fresh.key, &entry):
-            self._prepare(inserts=False)
-            self._remember(entry)
-            entry[0] = fresh
-            return
-        self._prepare(inserts=True)
-        absent = fresh
-        absent.key |= TOP_BIT
-        self._remember(&absent)
-        table_insert(&self.table, &fresh)
+        self._place(&fresh)
+
+    def load(
+        self, payments not None, attempts not None, captures not None, *, dict currencies not None,
+        dict accounts not None,
+    ):
+        cdef list payment_rows = as_list(payments)
+        cdef list attempt_rows = as_list(attempts)
+        cdef list capture_rows = as_list(captures)
+        cdef cursor_t attempt_cursor = cursor_t(next_row=0, last_id=0)
+        cdef cursor_t capture_cursor = cursor_t(next_row=0, last_id=0)
+        cdef Py_ssize_t place
+        cdef int64_t last_id = 0
+        cdef entry_t fresh
+        for place in range(len(payment_rows)):
+            if len(payment_rows) - place > PREFETCH_AHEAD:
+                table_prefetch(&self.table, <uint64_t><int64_t>(<tuple?>payment_rows[place + PREFETCH_AHEAD])[0])
+            entry_read(&fresh, <tuple?>payment_rows[place], currencies)
+            if <int64_t>fresh.key <= last_id:
+                raise ValueError(f"the payments must be sorted by payment_id, but {fresh.key} comes after {last_id}")
+            last_id = <int64_t>fresh.key
+            merge_attempts(&fresh, &attempt_cursor, attempt_rows, accounts)
+            merge_captures(&fresh, &capture_cursor, capture_rows)
+            self._place(&fresh)
 
     def add_attempt(self, int64_t payment_id, int64_t attempt, int64_t account_code):
         cdef entry_t *entry = NULL
         require("account_code", account_code, 0, MAX_CODE)
         if not table_find(&self.table, <uint64_t>payment_id, &entry):
             return
-        self._prepare(inserts=False)
+        self._prepare(0)
         if attempt != entry_attempts(entry) + 1 or attempt > MAX_ATTEMPTS:
             self._remove(entry)
             return
@@ -606,8 +556,7 @@ cdef class Index:
         return table_find(&self.table, <uint64_t>payment_id, &entry)
 
     cdef void prefetch(self, int64_t payment_id) noexcept nogil:
-        if self.table.slots:
-            paycore_prefetch(&self.table.entries[slot_of(&self.table, <uint64_t>payment_id)])
+        table_prefetch(&self.table, <uint64_t>payment_id)
 
     def accept(self, int64_t payment_id, int64_t attempt):
         self.accept_capture(payment_id, attempt)
@@ -617,7 +566,7 @@ cdef class Index:
         require("attempt", attempt, 1, MAX_ATTEMPTS)
         if not table_find(&self.table, <uint64_t>payment_id, &entry):
             raise KeyError(payment_id)
-        self._prepare(inserts=False)
+        self._prepare(0)
         if entry_state(entry) == PAYMENT_STATE_OPEN:
             self._remember(entry)
             entry_set_outcome(entry, PAYMENT_STATE_PAID, <uint64_t>attempt)
@@ -630,7 +579,7 @@ cdef class Index:
         cdef entry_t *entry = NULL
         if not table_find(&self.table, <uint64_t>payment_id, &entry):
             return
-        self._prepare(inserts=False)
+        self._prepare(0)
         if entry_state(entry) == PAYMENT_STATE_OPEN:
             self._remember(entry)
             entry_set_outcome(entry, PAYMENT_STATE_CLOSED, 0)
@@ -642,7 +591,7 @@ cdef class Index:
         require("attempt", attempt, 1, MAX_ATTEMPTS)
         if not table_find(&self.table, <uint64_t>payment_id, &entry):
             return
-        self._prepare(inserts=False)
+        self._prepare(0)
         self._remember(entry)
         entry.mask |= attempt_bit(attempt)
 
@@ -650,7 +599,7 @@ cdef class Index:
         cdef entry_t *entry = NULL
         if not table_find(&self.table, <uint64_t>payment_id, &entry):
             return
-        self._prepare(inserts=False)
+        self._prepare(0)
         self._remove(entry)
 
     def begin(self):
@@ -661,29 +610,15 @@ cdef class Index:
     def commit(self):
         if not self.undo.open:
             raise RuntimeError("no group is running")
-        self.undo.open = False
-        self.undo.count = self.undo.removed = 0
+        undo_end(&self.undo, &self.table)
 
     def rollback(self):
-        cdef entry_t *before
-        cdef entry_t *entry = NULL
         if not self.undo.open:
             raise RuntimeError("no group is running")
         if self.batches_running:
             raise RuntimeError("the index may not change while check_many runs")
-        while self.undo.count:
-            self.undo.count -= 1
-            before = &self.undo.records[self.undo.count]
-            if before.key & TOP_BIT:
-                if table_find(&self.table, before.key & ~TOP_BIT, &entry):
-                    table_remove(&self.table, entry)
-            elif table_find(&self.table, before.key, &entry):
-                entry[0] = before[0]
-            else:
-                # There is a slot: this state has fitted once, and a rebuild since then kept room for it.
-                table_insert(&self.table, before)
-        self.undo.open = False
-        self.undo.removed = 0
+        undo_all(&self.undo, &self.table)
+        undo_end(&self.undo, &self.table)
 
     def get(self, int64_t payment_id):
         cdef entry_t *entry = NULL
@@ -748,16 +683,43 @@ cdef class Index:
 
     @property
     def nbytes(self):
-        return Index.__basicsize__ + table_nbytes(&self.table) + self.undo.capacity * sizeof(entry_t)
+        return Index.__basicsize__ + table_nbytes(&self.table) + undo_nbytes(&self.undo)
 
     @property
     def capacity(self):
-        return slot_limit(self.table.slots)
+        return table_capacity(&self.table)
+
+    @property
+    def evicted(self):
+        return self.table.evicted
+
+    @property
+    def evicted_open(self):
+        return self.table.evicted_open
 
     @property
     def _occupied(self):
-        return self.table.occupied
+        return sum([occupied for _, _, occupied in self._segment_sizes()])
+
+    def _segment_sizes(self):
+        cdef uint32_t number
+        if self.table.segments == NULL:
+            return []
+        return [
+            (
+                self.table.segments[number].slots,
+                self.table.segments[number].live,
+                self.table.segments[number].occupied,
+            )
+            for number in range(<uint32_t>1 << self.table.segment_bits)
+        ]
 
     def _slot_keys(self):
-        cdef size_t slot
-        return [self.table.entries[slot].key for slot in range(self.table.slots)]
+        cdef uint32_t number, slot
+        if self.table.segments == NULL:
+            return []
+        return [
+            self.table.segments[number].entries[slot].key
+            for number in range(<uint32_t>1 << self.table.segment_bits)
+            for slot in range(self.table.segments[number].slots)
+        ]

@@ -25,10 +25,17 @@ from paycore.domain.verdicts import NotifyOutcome, PaymentState, VerdictFlag
 OPEN, PAID = PaymentState.OPEN, PaymentState.PAID
 TOMBSTONE = 1 << 63
 ENTRY_BYTES = 32
+CHANGE_BYTES = 40
+SEGMENT_BYTES = 32
 UNDO_START = 16
 """Changes that a group's undo log first has room for."""
 
 MASK_64 = (1 << 64) - 1
+
+
+def block(wanted: int) -> int:
+    """What a small block takes with its allocator's header."""
+    return wanted + 16
 
 
 def unmix(word: int) -> int:
@@ -41,9 +48,9 @@ def unmix(word: int) -> int:
 
 
 def colliding_ids(wanted: int, bucket: int = 5) -> list[int]:
-    """Payment ids whose probes start at one slot, in every table of up to 2**20 slots."""
-    # The odd factor spreads the rest of the word over all its 44 bits, so that every step of the hash takes part.
-    ids = (unmix((number * 0x9E3779B97F5 & (1 << 44) - 1) << 20 | bucket) for number in count(1))
+    """Payment ids of one segment whose probes start at one slot: ``bucket`` in 2**20 of the way through all slots."""
+    # The odd factor spreads the rest of the word over its low bits, so that every step of the hash takes part.
+    ids = (unmix(bucket << 44 | number * 0x9E3779B1 & (1 << 22) - 1) for number in count(1))
     return list(islice((key for key in ids if 0 < key < TOMBSTONE), wanted))
 
 
@@ -75,8 +82,8 @@ def failing_allocations(after: int = 0) -> Iterator[None]:
 
 
 def full_index(payments: int = 6) -> Index:
-    """An index that grows with the next payment; it holds 1, 2, 3 ..."""
-    index = Index()
+    """An index of one segment that grows with the next payment; it holds 1, 2, 3 ..."""
+    index = Index(segments=1)
     for payment_id in range(1, payments + 1):
         put(index, payment_id)
     assert len(index) == index.capacity
@@ -97,12 +104,12 @@ def assert_slots_are_sound(index: Index) -> None:
 
 def test_colliding_ids_are_kept_apart_by_their_full_key() -> None:
     ids = colliding_ids(1_500)
-    index = Index()
+    index = Index(segments=1)
     for place, payment_id in enumerate(ids[:1_000]):
         put(index, payment_id, amount_minor=1 + place)
     slots = index._slot_keys()
     # The ids do collide: they stand in one unbroken run from their bucket on.
-    assert set(slots[5:1_005]) == set(ids[:1_000])
+    assert set(slots[:1_000]) == set(ids[:1_000])
     for place, payment_id in enumerate(ids[:1_000]):
         assert check(index, payment_id, amount_minor=1 + place) == NotifyOutcome.ACCEPTED
     assert all(check(index, payment_id) == _dedupe.MISS for payment_id in ids[1_000:])
@@ -138,10 +145,10 @@ def test_put_of_a_payment_beyond_a_gap_replaces_it_and_makes_no_second_entry() -
 
 def test_probe_at_the_end_of_the_table_goes_on_at_its_start() -> None:
     ids = colliding_ids(4, bucket=(1 << 20) - 2)
-    index = Index()
+    index = Index(segments=1)
     for payment_id in ids:
         put(index, payment_id)
-    assert index._slot_keys() == [ids[2], ids[3], 0, 0, 0, 0, ids[0], ids[1]]
+    assert index._slot_keys() == [ids[1], ids[2], ids[3], 0, 0, 0, 0, ids[0]]
     assert all(payment_id in index for payment_id in ids)
 
 
@@ -159,24 +166,24 @@ def test_delete_of_absent_payments_until_full_leaves_nothing_behind() -> None:
 
 
 def test_fill_and_delete_again_and_again_neither_grows_nor_fills_with_tombstones() -> None:
-    index = full_index(3 * 4)
+    index = full_index(13)
     capacity = index.capacity
     for payment_id in range(100, 20_100):
         put(index, payment_id)
         index.discard(payment_id)
         assert index._occupied <= index.capacity
     assert index.capacity <= 2 * capacity
-    assert len(index) == 12
+    assert len(index) == 13
     assert_slots_are_sound(index)
     assert check(index, 99_999) == _dedupe.MISS
 
 
 @pytest.mark.parametrize("live", range(40, 97))
 def test_rebuilds_are_far_apart_however_full_the_table_is(live: int) -> None:
-    index = Index(capacity=96)
+    index = Index(capacity=96, segments=1)
     for payment_id in range(live):
         put(index, 1 + payment_id)
-    with failing_allocations(after=1_000 // 8):
+    with failing_allocations(after=1_000 // 5):
         for payment_id in range(1_000, 2_000):
             put(index, payment_id)
             index.discard(payment_id)
@@ -198,7 +205,7 @@ def test_key_of_a_tombstone_is_no_payment() -> None:
 
 def test_random_churn_stays_equal_to_the_twin() -> None:
     chance = random.Random(20_261)
-    index, plain = Index(), PlainIndex()
+    index, plain = Index(segments=1), PlainIndex()
     ids = [*colliding_ids(40), *range(1, 60)]
     for step in range(30_000):
         payment_id = chance.choice(ids)
@@ -285,7 +292,7 @@ CHANGES: list[tuple[str, Callable[[Index], None]]] = [
 
 @pytest.mark.parametrize("change", [row[1] for row in CHANGES], ids=[row[0] for row in CHANGES])
 def test_change_without_memory_for_its_undo_record_is_not_made(change: Callable[[Index], None]) -> None:
-    index = Index(capacity=40)
+    index = Index(capacity=40, segments=1)
     for payment_id in range(1, 5):
         put(index, payment_id)
     started = contents(index, range(100))
@@ -334,8 +341,8 @@ def test_capacity_whose_size_overflows_is_refused(capacity: int) -> None:
 @pytest.mark.parametrize("seed", range(200))
 def test_rollback_after_growth_and_removals_restores_exactly_without_memory(seed: int) -> None:
     chance = random.Random(seed)
-    ids = [*colliding_ids(20, bucket=chance.randrange(8)), *range(1, 60)]
-    index = Index()
+    ids = [*colliding_ids(20, bucket=chance.randrange(1 << 20)), *range(1, 60)]
+    index = Index(segments=1)
     for payment_id in chance.sample(ids, 12):
         put(index, payment_id)
     before, capacity = contents(index, ids), index.capacity
@@ -363,7 +370,7 @@ def test_rollback_keeps_the_table_within_its_limit_when_a_group_swaps_every_paym
     """A rebuild inside the group must keep room for what the group took out."""
     chance = random.Random(seed)
     old, new = range(1, 49), [chance.randrange(100, 1 << 60) for _ in range(48)]
-    index = Index(capacity=48)
+    index = Index(capacity=48, segments=1)
     for payment_id in old:
         put(index, payment_id)
     index.begin()
@@ -423,24 +430,37 @@ def test_large_fill_answers_like_the_twin() -> None:
 
 
 def test_nbytes_counts_the_table_and_the_undo_log() -> None:
-    index = Index()
+    index = Index(segments=1)
     assert index.nbytes == Index.__basicsize__
+    index = Index(segments=1, capacity=100)
     for payment_id in range(1, 101):
         put(index, payment_id)
     slots = len(index._slot_keys())
-    table_bytes = Index.__basicsize__ + slots * ENTRY_BYTES + 64
+    table_bytes = Index.__basicsize__ + block(SEGMENT_BYTES) + block(slots * ENTRY_BYTES)
     assert index.nbytes == table_bytes
     index.begin()
     for _ in range(UNDO_START + 1):
         index.set_captured(1, 1)
-    assert index.nbytes == table_bytes + 2 * UNDO_START * ENTRY_BYTES
+    assert index.nbytes == table_bytes + block(2 * UNDO_START * CHANGE_BYTES)
     index.rollback()
-    assert index.nbytes == table_bytes + 2 * UNDO_START * ENTRY_BYTES
+    assert index.nbytes == table_bytes + block(2 * UNDO_START * CHANGE_BYTES)
+
+
+def test_undo_log_of_a_large_group_is_given_back_at_its_end() -> None:
+    index = Index()
+    put(index, 1)
+    nbytes = index.nbytes
+    index.begin()
+    for _ in range(100_000):
+        index.set_captured(1, 1)
+    assert index.nbytes > nbytes + 100_000 * CHANGE_BYTES
+    index.commit()
+    assert index.nbytes == nbytes
 
 
 @pytest.mark.parametrize("capacity", [1, 6, 7, 12, 13, 1_000, 100_000])
 def test_capacity_asked_for_is_held_without_growing(capacity: int) -> None:
-    index = Index(capacity=capacity)
+    index = Index(capacity=capacity, segments=1)
     nbytes = index.nbytes
     assert capacity <= index.capacity <= max(6, 2 * capacity)
     with failing_allocations():
@@ -449,13 +469,22 @@ def test_capacity_asked_for_is_held_without_growing(capacity: int) -> None:
     assert (len(index), index.nbytes) == (capacity, nbytes)
 
 
+def test_capacity_over_many_segments_is_held_without_growing() -> None:
+    index = Index(capacity=100_000)
+    with failing_allocations():
+        for payment_id in range(1, 100_001):
+            put(index, payment_id << 22)
+    assert index.nbytes / len(index) < 80
+
+
 def test_index_that_grew_and_is_dropped_gives_all_memory_back() -> None:
     held = _dedupe._blocks_held()
     index = full_index()
     index.begin()
     for payment_id in range(7, 1_000):
         put(index, payment_id)
-    assert _dedupe._blocks_held() == held + 2
+    # The directory, the segment, its scratch, the undo log.
+    assert _dedupe._blocks_held() == held + 4
     del index
     assert _dedupe._blocks_held() == held
 

@@ -26,7 +26,8 @@ LAYERS = {
     "failpoint": set(),
     "metrics": {"domain"},
     "v1": set(),
-    "_dedupe": set(),
+    "_table": set(),
+    "_dedupe": {"_table"},
     "_protobuf": set(),
     "_wire": {"_dedupe", "_protobuf"},
     # A stub only names types, for type checkers; the compiled modules themselves take plain tuples.
@@ -79,7 +80,7 @@ OUTSIDE = {
     # Cython's own: C declarations, nothing that runs.
     "cpython": {"_dedupe", "_wire"},
     "cython": {"_dedupe", "_wire"},
-    "libc": {"_dedupe", "_protobuf", "_wire"},
+    "libc": {"_dedupe", "_protobuf", "_table", "_wire"},
 }
 
 STANDARD_LIBRARY = {

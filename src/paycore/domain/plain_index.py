@@ -3,8 +3,8 @@
 Slow and simple on purpose: a group is undone by keeping the dict as it was. It knows nothing of the compiled one.
 """
 
-from collections.abc import MutableSequence, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, MutableSequence, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 from paycore.domain.decision import Facts, Moment, decide
 from paycore.domain.ids import MAX_ATTEMPTS, MAX_INT64, created_at_ms
@@ -12,6 +12,7 @@ from paycore.domain.verdicts import NotifyOutcome, PaymentState, Recorded, Verdi
 
 MISS = 0
 MAX_CODE = 255
+MAX_SEGMENTS = 4_096
 CACHED_ACCOUNTS = 3
 AMOUNT_LIMIT = 1 << 48
 EXPIRY_LIMIT_MS = 1 << 32
@@ -35,12 +36,28 @@ class IndexEntry(NamedTuple):
     asks: bool
 
 
-class PlainIndex:
-    """payment_id -> what is cached of it; every method as ``_dedupe.Index`` documents it."""
+PaymentTuple = tuple[int, int, str | int, int, int | None, int | None]
+AttemptTuple = tuple[int, int, str, str]
+CaptureTuple = tuple[int, int]
 
-    def __init__(self, *, late_grace_ms: int = 0, capacity: int = 0) -> None:
+
+class PlainIndex:
+    """payment_id -> what is cached of it; every method as ``_dedupe.Index`` documents it.
+
+    ``max_bytes`` and ``segments`` are taken and change nothing: this one never evicts, and presence is a guess anyway.
+    """
+
+    evicted = 0
+    evicted_open = 0
+
+    def __init__(self, *, late_grace_ms: int = 0, capacity: int = 0, max_bytes: int = 0, segments: int = 1_024) -> None:
         _require("late_grace_ms", late_grace_ms, 0, MAX_INT64)
         _require("capacity", capacity, 0, MAX_INT64)
+        _require("max_bytes", max_bytes, 0, MAX_INT64)
+        _require("segments", segments, 1, MAX_SEGMENTS)
+        if segments & (segments - 1):
+            raise ValueError(f"segments must be a power of two, not {segments}")
+        self.max_bytes = max_bytes
         self._late_grace_ms = late_grace_ms
         self._capacity = capacity
         self._entries: dict[int, IndexEntry] = {}
@@ -86,6 +103,44 @@ class PlainIndex:
             accounts=_first_accounts(accounts, attempts),
             asks=not fits,
         )
+
+    def load(
+        self,
+        payments: Sequence[PaymentTuple],
+        attempts: Sequence[AttemptTuple],
+        captures: Sequence[CaptureTuple],
+        *,
+        currencies: Mapping[str, int],
+        accounts: Mapping[tuple[str, str], int],
+    ) -> None:
+        """`put` each payment with its attempts and captures, from rows sorted by payment_id."""
+        attempts_left, captures_left = _Merge(attempts), _Merge(captures)
+        last_id = 0
+        for payment_id, amount_minor, currency, expire_at_ms, state, kept_attempt in payments:
+            if payment_id <= last_id:
+                _require("payment_id", payment_id, 1, MAX_INT64)
+                raise ValueError(f"the payments must be sorted by payment_id, but {payment_id} comes after {last_id}")
+            last_id = payment_id
+            codes: dict[int, int] = {}
+            for _, attempt, channel, account in attempts_left.of(payment_id):
+                _require("attempt", attempt, 1, MAX_ATTEMPTS)
+                codes[attempt] = accounts.get((channel, account), 0)
+            mask = 0
+            for _, attempt in captures_left.of(payment_id):
+                _require("attempt", attempt, 1, MAX_ATTEMPTS)
+                mask |= _bit(attempt)
+            count = max(codes, default=0)
+            self.put(
+                payment_id,
+                amount_minor,
+                currencies.get(currency, 0) if isinstance(currency, str) else currency,
+                expire_at_ms,
+                PaymentState.OPEN if state is None else state,
+                kept_attempt or 0,
+                count,
+                mask,
+                tuple(codes.get(attempt, 0) for attempt in range(1, count + 1)),
+            )
 
     def add_attempt(self, payment_id: int, attempt: int, account_code: int) -> None:
         """Count a new attempt; drop the entry when it is not the next one."""
@@ -223,6 +278,31 @@ class PlainIndex:
     def capacity(self) -> int:
         """What was asked for, or what is held: a dict tells no limit."""
         return max(self._capacity, len(self._entries))
+
+
+_Row = TypeVar("_Row", AttemptTuple, CaptureTuple)
+
+
+class _Merge(Generic[_Row]):
+    """Rows sorted by payment_id, handed out payment by payment; those of payments not asked for are skipped."""
+
+    def __init__(self, rows: Sequence[_Row]) -> None:
+        self._rows: Sequence[_Row] = rows
+        self._next = 0
+        self._last_id = 0
+
+    def of(self, payment_id: int) -> Iterator[_Row]:
+        """The rows of a payment; raises ValueError where they are not sorted."""
+        while self._next < len(self._rows):
+            row = self._rows[self._next]
+            if row[0] < self._last_id:
+                raise ValueError(f"the rows must be sorted by payment_id, but {row[0]} comes after {self._last_id}")
+            self._last_id = row[0]
+            if row[0] > payment_id:
+                return
+            self._next += 1
+            if row[0] == payment_id:
+                yield row
 
 
 def _bit(attempt: int) -> int:
