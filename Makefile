@@ -19,7 +19,7 @@ PYTHON ?= $(shell for candidate in python3.13 python3.12 python3.11 python3 pyth
 # What an editable install compiles or generates; plain Python modules are read in place.
 BUILD_INPUTS := pyproject.toml setup.py $(shell find protos -name '*.proto') $(wildcard src/paycore/*.pyx src/paycore/*.pxd)
 CYTHON_SOURCES := $(wildcard src/paycore/*.pyx src/paycore/*.pxd)
-TYPED := src tests $(wildcard benchmarks)
+TYPED := src tests $(wildcard benchmarks) $(wildcard examples)
 
 .PHONY: help setup demo serve test check bench mutants proto clean
 
