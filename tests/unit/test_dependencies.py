@@ -22,12 +22,13 @@ def pyproject() -> dict[str, Any]:
 
 
 def requirements(*groups: str) -> dict[str, Requirement]:
-    """Return the requirements of these groups by name: "run", "build" or "dev"."""
+    """Return the requirements of these groups by name: "run", "build", "dev" or "bench"."""
     project = pyproject()
     listed = {
         "run": project["project"]["dependencies"],
         "build": project["build-system"]["requires"],
         "dev": project["project"]["optional-dependencies"]["dev"],
+        "bench": project["project"]["optional-dependencies"]["bench"],
     }
     parsed = [Requirement(line) for group in groups for line in listed[group]]
     return {requirement.name: requirement for requirement in parsed}
@@ -58,7 +59,7 @@ def test_dev_extra_holds_the_build_requirements_in_the_same_ranges() -> None:
     assert {name: dev[name].specifier for name in build} == {name: one.specifier for name, one in build.items()}
 
 
-@pytest.mark.parametrize("group", ["run", "build", "dev"])
+@pytest.mark.parametrize("group", ["run", "build", "dev", "bench"])
 def test_requirement_has_a_floor_and_a_ceiling(group: str) -> None:
     open_ended = [
         str(one) for one in requirements(group).values() if {part.operator for part in one.specifier} != {">=", "<"}
@@ -70,4 +71,4 @@ def test_decision_record_names_each_requirement_with_its_range() -> None:
     record = (ROOT / "docs" / "decisions" / "0001-dependencies.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\S+) \| `([^`]+)` \|", record, re.MULTILINE)
     recorded = {name: Requirement(f"{name}{ranges}").specifier for name, ranges in rows}
-    assert recorded == {name: one.specifier for name, one in requirements("run", "build", "dev").items()}
+    assert recorded == {name: one.specifier for name, one in requirements("run", "build", "dev", "bench").items()}
