@@ -51,7 +51,7 @@ class ServerProcess:
 
     db_path: created and migrated at the first start unless it is there. env: PAYCORE_ settings and failpoints.
     arguments: more flags. `address` and `metrics_address` are ``host:port``, known once it has started; a restart
-    takes the same ones again, so that clients and forwarders need not be told.
+    takes the same ones again, so that clients and forwarders need not be told. `ready_path` is the file that says so.
     """
 
     def __init__(self, db_path: Path, *, env: Mapping[str, str] | None = None, arguments: Sequence[str] = ()) -> None:
@@ -60,8 +60,8 @@ class ServerProcess:
         self.arguments = list(arguments)
         self.address = "127.0.0.1:0"
         self.metrics_address = "127.0.0.1:0"
+        self.ready_path = db_path.with_name(f"{db_path.name}.{id(self):x}.ready.json")
         self.log_path = db_path.with_name(f"{db_path.name}.log")
-        self._ready_path = db_path.with_name(f"{db_path.name}.{id(self):x}.ready.json")
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -84,9 +84,9 @@ class ServerProcess:
         """Start the process and return at once, ready or not."""
         if not self.db_path.exists():
             migrate(self.url)
-        self._ready_path.unlink(missing_ok=True)
+        self.ready_path.unlink(missing_ok=True)
         command = [str(PAYCORE), "serve", "--db", self.url, "--listen", self.address]
-        command += ["--metrics-listen", self.metrics_address, "--ready-file", str(self._ready_path), *self.arguments]
+        command += ["--metrics-listen", self.metrics_address, "--ready-file", str(self.ready_path), *self.arguments]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command, env=clean_environment(self.env), stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -101,14 +101,14 @@ class ServerProcess:
     def wait_ready(self, seconds: float = START_SECONDS) -> None:
         """Wait for the ready file and learn the addresses from it."""
         deadline = time.monotonic() + seconds
-        while not self._ready_path.exists():
+        while not self.ready_path.exists():
             if self.process.poll() is not None:
                 raise AssertionError(f"the server ended with {self.process.returncode}:\n{self.log()}")
             if time.monotonic() > deadline:
                 self.kill()
                 raise AssertionError(f"the server was not ready within {seconds} s:\n{self.log()}")
             time.sleep(0.01)
-        ready = json.loads(self._ready_path.read_text(encoding="utf-8"))
+        ready = json.loads(self.ready_path.read_text(encoding="utf-8"))
         self.address, self.metrics_address = ready["address"], ready["metrics_address"]
 
     def wait(self, seconds: float = STOP_SECONDS) -> int:

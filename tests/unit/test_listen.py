@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from paycore.rpc.listen import ListenRefusedError, TcpAddress, UnixAddress, check_free, parse_listen
+from paycore.rpc.listen import ListenRefusedError, TcpAddress, UnixAddress, check_free, hold_shared, parse_listen
 
 ALLOWED = [
     ("127.0.0.1:50051", TcpAddress("127.0.0.1", 50_051)),
@@ -72,6 +72,60 @@ def test_port_that_is_listened_on_is_not_free(host: str) -> None:
     ):
         check_free("PAYCORE_LISTEN", TcpAddress(host, listener.getsockname()[1]))
     check_free("PAYCORE_LISTEN", TcpAddress(host, 0))
+
+
+def listening(host: str, port: int, *, shared: bool) -> socket.socket:
+    """Listen as gRPC does."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shared))
+        listener.bind((host, port))
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_held_port_is_shared_by_those_who_say_so_and_by_nobody_else(host: str) -> None:
+    with hold_shared("PAYCORE_LISTEN", TcpAddress(host, 0)) as holder:
+        address = TcpAddress(host, holder.getsockname()[1])
+        check_taken(address)
+        with pytest.raises(OSError, match="in use"):
+            listening(host, address.port, shared=False)
+        with listening(host, address.port, shared=True), listening(host, address.port, shared=True):
+            check_taken(address)
+        check_taken(address)
+    check_free("PAYCORE_LISTEN", address)
+
+
+def check_taken(address: TcpAddress) -> None:
+    for take in (check_free, hold_shared):
+        with pytest.raises(ListenRefusedError, match="Address already in use"):
+            take("PAYCORE_LISTEN", address)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_port_where_only_old_connections_linger_is_held_as_strictly(shared: bool) -> None:
+    with listening("127.0.0.1", 0, shared=shared) as listener:
+        address = TcpAddress(*listener.getsockname())
+        with socket.create_connection(address) as client:
+            # Who closes first keeps the connection in TIME_WAIT.
+            listener.accept()[0].close()
+            client.recv(1)
+    with pytest.raises(OSError, match="in use"), socket.socket() as control:
+        control.bind(address)
+    with hold_shared("PAYCORE_LISTEN", address), listening(*address, shared=True):
+        check_taken(address)
+    with hold_shared("PAYCORE_LISTEN", address):
+        check_taken(address)
+
+
+def test_unix_socket_cannot_be_held_for_several(tmp_path: Path) -> None:
+    with pytest.raises(ListenRefusedError, match="cannot share a unix socket"):
+        hold_shared("PAYCORE_LISTEN", UnixAddress(tmp_path / "s"))
 
 
 def test_unix_path_that_cannot_be_had_is_refused(tmp_path: Path) -> None:

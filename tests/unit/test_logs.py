@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 
 import pytest
 import structlog
@@ -57,3 +58,15 @@ def test_line_on_standard_error_holds_the_event_and_no_secret(
     assert SECRET not in err
     if log_format == "json":
         assert json.loads(lines[0])["payment_id"] == 7
+
+
+def test_lines_of_a_worker_name_it_also_from_other_threads(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs("json", "info", worker=3)
+    thread = threading.Thread(target=lambda: structlog.get_logger().info("from a thread"))
+    thread.start()
+    thread.join()
+    structlog.get_logger().error("from here", worker=2)
+    logging.getLogger("grpc").warning("from a library")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    # What an event says of a worker itself, as a supervisor's do, is not written over.
+    assert [line["worker"] for line in lines] == [3, 2, 3]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from paycore.cli.serve import serve
-from paycore.settings import Settings, SettingsRefusedError, describe, load_settings
+from paycore.settings import Settings, SettingsRefusedError, describe, load_settings, to_environment
 
 SECRET = "a secret that nobody sees"
 ALL_SECRETS = f'{{"bank_a": "{SECRET}", "bank_b": "{SECRET}", "bank_c": "{SECRET}"}}'
@@ -31,6 +31,10 @@ def refusal(flags: dict[str, Any]) -> str:
 REFUSED = [
     ("queue_limit", "many", "PAYCORE_QUEUE_LIMIT", "integer"),
     ("queue_limit", "0", "PAYCORE_QUEUE_LIMIT", "greater than or equal to 1"),
+    ("workers", "0", "PAYCORE_WORKERS", "greater than or equal to 1"),
+    ("workers", "-1", "PAYCORE_WORKERS", "greater than or equal to 1"),
+    ("workers", "1000", "PAYCORE_WORKERS", "less than or equal to 64"),
+    ("workers", "two", "PAYCORE_WORKERS", "integer"),
     ("log_format", "xml", "PAYCORE_LOG_FORMAT", "'json' or 'console'"),
     ("log_level", "LOUD", "PAYCORE_LOG_LEVEL", "'debug'"),
     ("db", "", "PAYCORE_DB", "at least 1 character"),
@@ -108,3 +112,33 @@ def test_secrets_that_break_a_rule_are_not_repeated(secrets: str) -> None:
 def test_every_setting_is_described_and_has_a_flag(name: str) -> None:
     assert describe(name).endswith((".", "}", '}"'))
     assert name in inspect.signature(serve).parameters
+
+
+# Every kind of value that a setting has, so that none is lost on its way to another process.
+GIVEN = [
+    {},
+    {
+        "db": "sqlite:////var/a folder/pay%20core.db?x=1",
+        "listen": "[::1]:5",
+        "simbank_url": SIMBANK_URL,
+        "simbank_accounts": "bank_a,bank_b",
+        "simbank_secrets": '{"bank_a": "\\" with = and \\n", "bank_b": "秘密"}',
+        "queue_limit": "7",
+        "log_format": "console",
+    },
+]
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_settings_reach_another_process_by_its_environment(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    settings = load_settings(given)
+    for name, text in to_environment(settings).items():
+        monkeypatch.setenv(name, text)
+    assert load_settings() == settings
+
+
+def test_every_setting_is_handed_on_but_those_without_a_value() -> None:
+    handed = to_environment(load_settings())
+    assert handed.keys() == {f"PAYCORE_{name.upper()}" for name in Settings.model_fields} - {"PAYCORE_SIMBANK_URL"}

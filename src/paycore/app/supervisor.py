@@ -145,16 +145,16 @@ class _Supervisor:
             slot.young_deaths = 0 if ending.steady else slot.young_deaths + 1
             slot.false_starts = 0 if ending.served else slot.false_starts + 1
             self._give_up_without_hope(ending)
-            pause_seconds = _pause_seconds(slot.young_deaths)
+            seconds = pause_seconds(slot.young_deaths)
             _log.error(
                 "worker_died",
                 worker=slot.number,
                 pid=ending.pid,
                 cause=ending.cause,
-                pause_ms=int(pause_seconds * 1_000),
+                pause_ms=int(seconds * 1_000),
             )
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), pause_seconds)
+                await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def _run_once(self, slot: Slot) -> Ending:
         replaces = slot.pid
@@ -216,6 +216,6 @@ class _Supervisor:
         return not late
 
 
-def _pause_seconds(young_deaths: int) -> float:
+def pause_seconds(young_deaths: int) -> float:
     """How long a slot stays empty: not at all after a steady worker, then longer each time."""
     return 0.0 if young_deaths == 0 else min(LONGEST_PAUSE_SECONDS, PAUSE_SECONDS * 2 ** min(young_deaths - 1, 16))

@@ -1,0 +1,57 @@
+"""The supervisor's rules, and what it must not be made of."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from paycore.app.seat import Seat, Word
+from paycore.app.slot import Ending
+from paycore.app.supervisor import LONGEST_PAUSE_SECONDS, pause_seconds
+from tests.support.server import clean_environment
+
+
+def test_supervisor_imports_neither_grpc_nor_a_database() -> None:
+    program = "import sys, paycore.cli.serve; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=clean_environment(), capture_output=True, text=True, check=True
+    )
+    loaded = set(ended.stdout.split())
+    assert "prometheus_client" in loaded
+    assert not loaded & {"grpc", "google", "sqlalchemy", "sqlite3", "psycopg"}
+
+
+def test_pause_before_a_replacement_grows_to_a_limit() -> None:
+    pauses = [pause_seconds(deaths) for deaths in range(60)]
+    assert pauses[:4] == [0.0, 0.25, 0.5, 1.0]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == LONGEST_PAUSE_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "refusal", "cause"),
+    [(-9, None, "SIGKILL"), (-40, None, "signal 40"), (1, None, "exit code 1"), (1, "no database", "no database")],
+)
+def test_ending_names_its_cause(exit_code: int, refusal: str | None, cause: str) -> None:
+    assert Ending(1, exit_code, refusal, served=False, steady=False).cause == cause
+
+
+@pytest.mark.parametrize("word", [Word(serving=True), Word(ready=False), Word(refused="no\nsuch \u5e93")])
+def test_word_of_a_worker_arrives_as_it_was_told(word: Word) -> None:
+    line = word.as_line()
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert Word.from_line(line) == word
+
+
+def test_word_that_a_dying_worker_cut_off_says_nothing() -> None:
+    line = Word(serving=True).as_line()
+    assert {Word.from_line(line[:length]) for length in range(len(line) - 1)} == {Word()}
+
+
+def test_seat_is_read_where_a_supervisor_has_put_it() -> None:
+    seat = Seat(3, 7)
+    assert Seat.from_environment({"PAYCORE_WORKER": seat.as_text()}) == seat
+    assert Seat.from_environment({}) is None
