@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from paycore.bench import machine, notify
+from paycore.bench import machine, notify, wire
 from paycore.bench.result import BenchError, Progress, Result
 from paycore.cli.exits import REFUSED, USAGE, fail
 
@@ -27,6 +27,8 @@ Examples:
   paycore bench notify --store postgresql --mix dirty      a PostgreSQL server started for it
 
   paycore bench notify --batch 100 --count 1000000 --json  one JSON object
+
+  paycore bench wire                                       decoding and encoding alone
 
 Each prints the machine, the versions, a baseline and the limit, all of the same run: their ratios travel between \
 machines, the figures themselves do not. Where the counts are not what was sent there is no figure, and exit code 1.
@@ -68,6 +70,9 @@ DbOption = Annotated[
         show_default=False,
     ),
 ]
+EvidenceOption = Annotated[
+    bool, typer.Option("--evidence", help="Words with the bank's body and headers, 503 bytes each.")
+]
 FolderOption = Annotated[
     Path | None,
     typer.Option(help="Where files are made: a local disk; in memory nothing is durable.", show_default="TMPDIR"),
@@ -86,9 +91,7 @@ def bench_notify(
         int | None, typer.Option(min=1, help="Messages in flight.", show_default="8 to 128, by the batch")
     ] = None,
     connections: Annotated[int, typer.Option(min=1, help="Connections that the messages take in turn.")] = 1,
-    evidence: Annotated[
-        bool, typer.Option("--evidence", help="Words with the bank's body and headers, 503 bytes each.")
-    ] = False,
+    evidence: EvidenceOption = False,
     mix: Annotated[
         Mix,
         typer.Option(help="dirty: also a stream with 1% duplicates, 1% replays, 0.5% late and 0.1% unknown orders."),
@@ -146,6 +149,23 @@ def bench_notify(
         )
 
     _measure(run, folder, as_json=as_json)
+
+
+@app.command("wire", epilog=EPILOG)
+def bench_wire(
+    batch: Annotated[int, typer.Option(min=1, max=10_000, help="Words a message.")] = 1_000,
+    count: Annotated[int, typer.Option(min=1, help="Words a round.")] = 200_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, of which medians are taken.")] = 7,
+    evidence: EvidenceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Notifications from bytes to answers on one processor, without a database.
+
+    The baseline is Python's protobuf library; the limit is the decoding
+    alone, without deciding or answering.
+    """
+    options = wire.Options(batch=batch, words=count, rounds=rounds, evidence=evidence)
+    _measure(lambda _home, progress: wire.main(options, progress), None, as_json=as_json)
 
 
 def _rate(text: str | None) -> int | None:
