@@ -1,4 +1,4 @@
-"""The compiled index under AddressSanitizer, UBSan and Cython's own checks, as setup.py's two switches build it."""
+"""The compiled modules under AddressSanitizer, UBSan and Cython's own checks, as setup.py's two switches build it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-SUITES = ["tests/contract/test_decision.py", "tests/contract/test_index.py", "tests/unit/test_dedupe_table.py"]
+SUITES = [
+    ("_dedupe", "tests/contract/test_decision.py"),
+    ("_dedupe", "tests/contract/test_index.py"),
+    ("_dedupe", "tests/unit/test_dedupe_table.py"),
+    ("_wire", "tests/contract/test_wire.py"),
+    ("_wire", "tests/contract/test_wire_batch.py"),
+    ("_wire", "tests/contract/test_wire_fuzz.py"),
+]
 SECONDS = 400
 
 # Faults that each kind of check must catch, in a module that the same build compiles. If one of them
@@ -109,9 +116,11 @@ def test_checked_build_fault_that_was_planted_is_caught(
     assert said in ended.stderr
 
 
-@pytest.mark.parametrize("suite", SUITES)
-def test_checked_build_passes_the_suites_of_the_index(tree: Path, sanitized: dict[str, str], suite: str) -> None:
-    where = run(tree, sanitized, "-c", "import paycore._dedupe as module; print(module.__file__)")
+@pytest.mark.parametrize(("module", "suite"), SUITES, ids=[suite.rpartition("/")[2] for _, suite in SUITES])
+def test_checked_build_passes_the_suites_of_its_modules(
+    tree: Path, sanitized: dict[str, str], module: str, suite: str
+) -> None:
+    where = run(tree, sanitized, "-c", f"import paycore.{module} as module; print(module.__file__)")
     assert Path(where.stdout.strip()).is_relative_to(tree)
     ended = run(tree, sanitized, "-m", "pytest", "-q", "-p", "no:cacheprovider", suite)
     assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-4000:]

@@ -139,10 +139,9 @@ def test_sdist_holds_sources_and_nothing_generated(tree: Path, archives: Path) -
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     protos = {path.relative_to(tree).as_posix() for path in (tree / "protos").rglob("*.proto")}
-    assert (
-        protos | {"setup.py", "pyproject.toml", "LICENSE", "src/paycore/_dedupe.pyx", "src/paycore/_dedupe.pxd"}
-        <= names
-    )
+    cython = {path.relative_to(tree).as_posix() for path in (tree / "src").rglob("*.p[yx][xd]")}
+    assert {"src/paycore/_dedupe.pyx", "src/paycore/_wire.pyx", "src/paycore/_protobuf.pxd"} <= cython
+    assert protos | cython | {"setup.py", "pyproject.toml", "LICENSE"} <= names
     assert not [name for name in names if "_pb2" in name or name.endswith((".so", ".pyc"))]
     assert not [name for name in names if name.startswith("src/") and name.endswith(".c")]
 
@@ -153,7 +152,9 @@ def test_paycore_command_far_from_the_source_tree_answers(installed: Installed, 
     assert ("0.1.0" if arguments == ["--version"] else "demo") in said
 
 
-@pytest.mark.parametrize("module", ["paycore._dedupe", "paycore.v1.payment_pb2", "paycore.v1.payment_service_pb2_grpc"])
+@pytest.mark.parametrize(
+    "module", ["paycore._dedupe", "paycore._wire", "paycore.v1.payment_pb2", "paycore.v1.payment_service_pb2_grpc"]
+)
 def test_installed_module_is_imported_from_the_environment(installed: Installed, module: str) -> None:
     program = f"import {module} as module; print(module.__file__)"
     said = run([installed.python, "-W", "error", "-c", program], installed.elsewhere, installed.environment, 60)
