@@ -125,13 +125,13 @@ class AsyncBatchingNotifier:
     async def close(self, *, timeout_ms: int | None = None) -> None:
         """Take no further word, send what waits and wait for the answers, at most for so long; then disconnect.
 
-        timeout_ms: that of a call when None. Words without an answer by then fail with reason NOTIFIER_CLOSED: whether
-        they were kept is not known.
+        timeout_ms: that of a call when None, 0 to wait for nothing. Words without an answer by then fail with reason
+        NOTIFIER_CLOSED: whether they were kept is not known.
         """
         self._is_closed = True
         self._has_room.set()
         try:
-            async with asyncio.timeout((timeout_ms or self._timeout_ms) / 1_000):
+            async with asyncio.timeout((self._timeout_ms if timeout_ms is None else timeout_ms) / 1_000):
                 await self._idle.wait()
         except TimeoutError:
             pass

@@ -133,13 +133,14 @@ class BatchingNotifier:
     def close(self, *, timeout_ms: int | None = None) -> None:
         """Take no further word, send what waits and wait for the answers, at most for so long; then disconnect.
 
-        timeout_ms: that of a call when None. Words without an answer by then fail with reason NOTIFIER_CLOSED: whether
-        they were kept is not known.
+        timeout_ms: that of a call when None, 0 to wait for nothing. Words without an answer by then fail with reason
+        NOTIFIER_CLOSED: whether they were kept is not known.
         """
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._gatherer.is_idle, (timeout_ms or self._timeout_ms) / 1_000)
+            wait_ms = self._timeout_ms if timeout_ms is None else timeout_ms
+            self._changed.wait_for(lambda: self._gatherer.is_idle, wait_ms / 1_000)
             left = self._gatherer.abandon()
         self._settle(left)
         self._alarm.stop()

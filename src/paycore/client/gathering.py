@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import InvalidStateError
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import grpc
@@ -59,7 +60,8 @@ class Word:
     __slots__ = ("deadline_ms", "frame", "future")
 
     def __init__(self, request: NotifyRequest, future: Settled, deadline_ms: int) -> None:
-        self.frame = _frame(request.SerializeToString())
+        data = request.SerializeToString()
+        self.frame = _head(len(data)) + data
         self.future = future
         self.deadline_ms = deadline_ms
 
@@ -289,11 +291,12 @@ def _is_late(word: Word, now_ms: int) -> bool:
     return word.deadline_ms <= now_ms and not word.future.done()
 
 
-def _frame(data: bytes) -> bytes:
-    """Put the field's tag and the length, a varint, before an element of the repeated field."""
-    length, digits = len(data), bytearray()
-    while length > 0x7F:
-        digits.append(length & 0x7F | 0x80)
-        length >>= 7
-    digits.append(length)
-    return _NOTIFICATIONS_TAG + digits + data
+@lru_cache(maxsize=4_096)
+def _head(length: int) -> bytes:
+    """The field's tag and the length, a varint: what stands before an element of the repeated field."""
+    rest, digits = length, bytearray(_NOTIFICATIONS_TAG)
+    while rest > 0x7F:
+        digits.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    digits.append(rest)
+    return bytes(digits)
