@@ -91,6 +91,16 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="How many writes may wait; more are answered RESOURCE_EXHAUSTED.",
     )
+    quarantine_burst: int = Field(
+        default=10_000,
+        ge=1,
+        le=10_000_000,
+        description="How much evidence one source, an account or all that are not configured together, may add to"
+        " quarantine at once; more is answered THROTTLED.",
+    )
+    quarantine_per_minute: int = Field(
+        default=1_000, ge=1, le=1_000_000, description="How much of that allowance comes back each minute."
+    )
     max_message_bytes: int = Field(
         default=8_388_608, ge=131_072, le=67_108_864, description="The largest request message that is read."
     )

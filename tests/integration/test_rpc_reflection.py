@@ -53,8 +53,9 @@ def test_reflection_lists_the_services(channel: grpc.Channel) -> None:
     }
 
 
-def test_reflection_describes_the_four_methods(channel: grpc.Channel) -> None:
+def test_reflection_describes_every_method(channel: grpc.Channel) -> None:
     request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="paycore.v1.PaymentService")
     files = ask(channel, request).file_descriptor_response.file_descriptor_proto
     services = [one for data in files for one in descriptor_pb2.FileDescriptorProto.FromString(data).service]
-    assert [method.name for one in services for method in one.method] == ["Pay", "Notify", "Query", "Close"]
+    names = [method.name for one in services for method in one.method]
+    assert names == ["Pay", "Notify", "NotifyBatch", "Query", "Close"]

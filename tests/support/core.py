@@ -36,7 +36,9 @@ from paycore.usecases.judge import AccountCodes, index_payment
 from paycore.usecases.notify import Notify
 from paycore.usecases.pay import Pay
 from paycore.usecases.pay_command import PayCommand, PayLimits
+from paycore.usecases.quarantine import QuarantineLimits
 from paycore.usecases.query import Query
+from paycore.usecases.words import verdict_at
 from paycore.usecases.writer import Writer
 
 CHANNEL = "simbank"
@@ -46,6 +48,8 @@ AMOUNT_MINOR = 1_234
 LIMITS = PayLimits(
     min_validity_ms=1_000, max_validity_ms=86_400_000, default_validity_ms=VALIDITY_MS, min_remaining_ms=10_000
 )
+
+NO_FLOOD = QuarantineLimits(burst=1_000_000, per_minute=1_000_000)
 
 _orders = itertools.count(1)
 
@@ -182,6 +186,7 @@ class Core:
         accounts: Sequence[str] = ACCOUNTS,
         late_grace_ms: int = 0,
         queue_limit: int = 10_000,
+        quarantine_limits: QuarantineLimits = NO_FLOOD,
         lease_ms: int = 10_000,
         retry_ms: int = 1,
         limits: PayLimits = LIMITS,
@@ -198,11 +203,12 @@ class Core:
         self.writer = Writer(
             self.store,
             self.index,
-            accounts=self.registry.code,
+            codes=self.registry.codes,
             clock=clock,
             metrics=self.metrics,
             late_grace_ms=late_grace_ms,
             queue_limit=queue_limit,
+            quarantine_limits=quarantine_limits,
             on_health=self.health.append,
         )
         self._late_grace_ms = late_grace_ms
@@ -304,7 +310,15 @@ class Core:
         return told._replace(result=ChannelResult.FAILURE)
 
     async def notify(self, notification: Notification) -> Verdict:
-        return await self._notify.notify(notification)
+        batch = self.writer.decoder.of_values([notification])
+        await self._notify.one(batch)
+        return verdict_at(batch, 0)
+
+    async def notify_many(self, *notifications: Notification) -> list[Verdict]:
+        """Take words in as one batch; INVALID and THROTTLED are among its answers."""
+        batch = self.writer.decoder.of_values(notifications)
+        await self._notify.many(batch)
+        return [verdict_at(batch, position) for position in range(len(batch))]
 
     async def pay(self, command: PayCommand, *, within_ms: int = 8_000) -> Any:
         return await self.payer.pay(command, deadline_ms=self.clock.now_ms() + within_ms)

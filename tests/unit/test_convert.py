@@ -26,6 +26,7 @@ from paycore.store.rows import (
     RefundRow,
     RefundTryRow,
 )
+from paycore.usecases.words import headers_json
 from paycore.v1 import payment_pb2 as v1
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -94,12 +95,12 @@ def test_duration_that_is_not_valid_names_the_field(seconds: int, nanos: int) ->
 
 def test_headers_are_one_text_whatever_their_order() -> None:
     first, second = {"b": "2", "a": "é\n"}, {"a": "é\n", "b": "2"}
-    assert convert.headers_json(first) == convert.headers_json(second) == '{"a":"é\\n","b":"2"}'
-    assert json.loads(convert.headers_json(first)) == first
+    assert headers_json(first) == headers_json(second) == '{"a":"é\\n","b":"2"}'
+    assert json.loads(headers_json(first)) == first
 
 
 def test_no_headers_are_no_text() -> None:
-    assert convert.headers_json({}) == ""
+    assert headers_json({}) == ""
 
 
 STAMP = (1_700_000_000_000, 1, 1)

@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 
 # What says nothing about payments and may be used on every floor but domain's.
 LEAVES = {"failpoint", "metrics"}
-SERVER = {"rpc", "jobs", "usecases", "store", "channels", "domain", "_wire", "_dedupe"} | LEAVES
+SERVER = {"rpc", "jobs", "usecases", "store", "channels", "domain", "_group", "_wire", "_dedupe"} | LEAVES
 EVERYTHING = SERVER | {ROOT_LAYER, "app", "bench", "client", "settings", "simbank", "v1"}
 
 LAYERS = {
@@ -30,14 +30,16 @@ LAYERS = {
     "_dedupe": {"_table"},
     "_protobuf": set(),
     "_wire": {"_dedupe", "_protobuf"},
+    "_group": {"_wire", "_dedupe"},
     # A stub only names types, for type checkers; the compiled modules themselves take plain tuples.
     "_dedupe.pyi": {"domain"},
     "_wire.pyi": {"domain", "_dedupe"},
+    "_group.pyi": {"_wire", "_dedupe"},
     "settings": {"domain"},
     # Side by side: neither knows the other.
     "store": {"domain"} | LEAVES,
     "channels": {"domain"} | LEAVES,
-    "usecases": {"store", "channels", "domain", "_wire", "_dedupe"} | LEAVES,
+    "usecases": {"store", "channels", "domain", "_group", "_wire", "_dedupe"} | LEAVES,
     # Side by side again. Handlers reach rows and channels through use cases only.
     "rpc": {"usecases", "domain", "v1", "_wire", ROOT_LAYER} | LEAVES,
     "jobs": {"usecases", "store", "channels", "domain"} | LEAVES,
@@ -47,7 +49,7 @@ LAYERS = {
     "simbank": {"client", "v1", "failpoint"},
     "bench": EVERYTHING - {"simbank"},
     "app": EVERYTHING - {"bench", "client", "simbank"},
-    "cli": EVERYTHING - {"_wire", "_dedupe"},
+    "cli": EVERYTHING - {"_group", "_wire", "_dedupe"},
 }
 
 GRPC = {"rpc", "client", "app", "cli", "bench", "v1"}
@@ -78,9 +80,9 @@ OUTSIDE = {
     "uvicorn": {"simbank", "app"},
     "uvloop": {"app", "cli", "bench", "simbank"},
     # Cython's own: C declarations, nothing that runs.
-    "cpython": {"_dedupe", "_wire"},
-    "cython": {"_dedupe", "_wire"},
-    "libc": {"_dedupe", "_protobuf", "_table", "_wire"},
+    "cpython": {"_dedupe", "_group", "_wire"},
+    "cython": {"_dedupe", "_group", "_wire"},
+    "libc": {"_dedupe", "_group", "_protobuf", "_table", "_wire"},
 }
 
 STANDARD_LIBRARY = {

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paycore._wire import Decoder
 from paycore.domain.decision import ABSENT_MS
+from paycore.domain.money import CURRENCY_CODES
 from paycore.domain.notification import Notification
 from paycore.domain.verdicts import ChannelResult
-from paycore.usecases.notify import MAX_HEADERS_BYTES, MAX_RAW_BYTES, is_plain, violations
+from paycore.usecases.notify import MAX_HEADERS_BYTES, MAX_RAW_BYTES, violations
 
 HEADERS = [
     ("a NUL", "\0", True),
@@ -37,6 +39,7 @@ def test_headers_with_nul_are_refused_and_only_those(value: str, refused: bool) 
     assert [violation.field for violation in violations(word)] == (["headers"] if refused else [])
 
 
+DECODER = Decoder({("simbank", "bank_a"): 1}, CURRENCY_CODES)
 TEXTS = st.text(max_size=70) | st.sampled_from(["", "simbank", "\0", "x" * 16, "x" * 17, "x" * 32, "x" * 33, "x" * 64])
 WORDS = st.builds(
     Notification,
@@ -56,7 +59,7 @@ WORDS = st.builds(
 
 @given(WORDS)
 def test_word_that_is_plain_breaks_no_rule(word: Notification) -> None:
-    if is_plain(word):
+    if not DECODER.of_values([word]).suspects():
         assert violations(word) == []
 
 
@@ -65,11 +68,11 @@ def test_ordinary_success_is_plain() -> None:
     word = Notification(
         "simbank", "bank_a", "25062980039633305601", ChannelResult.SUCCESS, 1, "CNY", "T" * 32, ABSENT_MS, 0, raw=b"{}"
     )
-    assert is_plain(word)
+    assert DECODER.of_values([word]).suspects() == []
     for change in (
         {"amount_minor": 0},
         {"channel_trade_no": ""},
         {"account": "a\0"},
         {"result": ChannelResult.FAILURE},
     ):
-        assert not is_plain(word._replace(**change))
+        assert DECODER.of_values([word._replace(**change)]).suspects() == [0]

@@ -21,6 +21,7 @@ from paycore.usecases.close import Close
 from paycore.usecases.notify import Notify
 from paycore.usecases.pay import Pay
 from paycore.usecases.pay_command import PayLimits
+from paycore.usecases.quarantine import QuarantineLimits
 from paycore.usecases.query import Query
 from paycore.usecases.writer import Writer
 
@@ -54,11 +55,12 @@ def build(
     writer = Writer(
         store,
         Index(late_grace_ms=settings.late_grace_ms),
-        accounts=registry.code,
+        codes=registry.codes,
         clock=clock,
         metrics=metrics,
         late_grace_ms=settings.late_grace_ms,
         queue_limit=settings.queue_limit,
+        quarantine_limits=QuarantineLimits(settings.quarantine_burst, settings.quarantine_per_minute),
         on_health=on_health,
     )
     conversations = Conversations(registry, writer, clock)
@@ -90,7 +92,7 @@ def build(
         late_grace_ms=settings.late_grace_ms,
     )
     server = RpcServer(
-        NotifyHandler(Notify(writer), clock),
+        NotifyHandler(Notify(writer), writer.decoder, clock),
         PaymentHandlers(UseCases(pay, Query(store), close), clock, pay_timeout_ms=settings.pay_timeout_ms),
         max_message_bytes=settings.max_message_bytes,
         shared_port=shared_port,

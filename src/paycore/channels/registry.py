@@ -20,6 +20,11 @@ class ChannelRegistry:
             raise ValueError(f"at most {MAX_ACCOUNT_CODE} accounts can be configured, not {len(pairs)}")
         self._codes = {pair: code for code, pair in enumerate(pairs, start=1)}
 
+    @property
+    def codes(self) -> Mapping[tuple[str, str], int]:
+        """The code of each account, by its channel's name and its own."""
+        return self._codes
+
     def has_channel(self, channel: str) -> bool:
         """Whether a channel of this name is configured."""
         return channel in self._channels

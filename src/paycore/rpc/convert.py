@@ -1,6 +1,5 @@
 """Messages to values and back. Pure: no clock, no I/O, and no rule about money."""
 
-import json
 from collections.abc import Mapping
 
 from google.protobuf.duration_pb2 import Duration
@@ -29,9 +28,6 @@ MAX_TIMESTAMP_MS = 253_402_300_799_999
 _MAX_DURATION_SECONDS = 315_576_000_000
 _MAX_NANOS = 999_999_999
 _NANOS_PER_MS = 1_000_000
-
-# Made once: json.dumps with options builds one anew for each call.
-_HEADERS_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def instant_ms(timestamp: Timestamp) -> int:
@@ -62,11 +58,6 @@ def duration_ms(duration: Duration, field: str) -> int:
         raise InvalidArgumentError([FieldViolation(field, rule)])
     absolute_ms = abs(seconds) * 1_000 + abs(nanos) // _NANOS_PER_MS
     return -absolute_ms if seconds < 0 or nanos < 0 else absolute_ms
-
-
-def headers_json(headers: Mapping[str, str]) -> str:
-    """Write headers as JSON text, sorted by name, so that equal headers are equal texts; empty when there are none."""
-    return _HEADERS_ENCODER.encode(dict(headers)) if headers else ""
 
 
 def attempt_message(row: ChannelOrderRow) -> v1.Attempt:

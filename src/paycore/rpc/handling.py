@@ -26,8 +26,25 @@ def parse(kind: type[_Request], data: bytes) -> _Request:
     try:
         return kind.FromString(data)
     except DecodeError:
-        violation = FieldViolation("(message)", f"the bytes are no {kind.DESCRIPTOR.full_name}")
-        raise InvalidArgumentError([violation], MALFORMED_MESSAGE) from None
+        raise malformed(kind) from None
+
+
+def malformed(kind: type[Message]) -> InvalidArgumentError:
+    """The error for bytes that are no message of this kind."""
+    violation = FieldViolation("(message)", f"the bytes are no {kind.DESCRIPTOR.full_name}")
+    return InvalidArgumentError([violation], MALFORMED_MESSAGE)
+
+
+def raw_handler(method: Callable[[bytes], Awaitable[bytes]]) -> Handler:
+    """Make a gRPC handler of a method that reads and writes its messages itself."""
+
+    async def handle(data: bytes, context: Context) -> bytes:
+        try:
+            return await method(data)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets a status
+            await abort(context, error)
+
+    return handle
 
 
 def handler(kind: type[_Request], method: Callable[[_Request, Context], Awaitable[Message]]) -> Handler:

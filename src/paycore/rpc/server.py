@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from paycore.rpc.handling import Context, Handler, handler
+from paycore.rpc.handling import Context, Handler, handler, raw_handler
 from paycore.rpc.listen import LISTEN_SETTING, TcpAddress, UnixAddress, check_free, taken
 from paycore.rpc.notify import NotifyHandler
 from paycore.rpc.payments import PaymentHandlers
@@ -76,8 +76,8 @@ class RpcServer:
         )
         methods = {
             "Pay": self._method(payment_service_pb2.PayRequest, payments.pay),
-            "Notify": self._method(payment_service_pb2.NotifyRequest, notify),
-            "NotifyBatch": self._method(payment_service_pb2.NotifyBatchRequest, notify.batch),
+            "Notify": self._counted(raw_handler(notify.one)),
+            "NotifyBatch": self._counted(raw_handler(notify.batch)),
             "Query": self._method(payment_service_pb2.QueryRequest, payments.query),
             "Close": self._method(payment_service_pb2.CloseRequest, payments.close),
         }
@@ -89,8 +89,11 @@ class RpcServer:
     def _method(
         self, kind: type[Message], method: Callable[..., Awaitable[Message]]
     ) -> "grpc.RpcMethodHandler[bytes, bytes]":
+        return self._counted(handler(kind, method))
+
+    def _counted(self, answer: Handler) -> "grpc.RpcMethodHandler[bytes, bytes]":
         # No deserialiser and no serialiser: bytes go in and out as they are.
-        return grpc.unary_unary_rpc_method_handler(self._in_flight.counted(handler(kind, method)))
+        return grpc.unary_unary_rpc_method_handler(self._in_flight.counted(answer))
 
     def bind(self, address: TcpAddress | UnixAddress) -> TcpAddress | UnixAddress:
         """Take the address; return it with the real port. Raises ListenRefusedError."""

@@ -11,8 +11,9 @@ from paycore.failpoint import failpoint
 from paycore.store.protocol import Store, StoreBusyError, WriteTransaction
 from paycore.store.rows import PaymentFile, PaymentRecord
 from paycore.usecases.attempts import ATTEMPT_STATE_UNKNOWN, Conversations
-from paycore.usecases.judge import AccountCodes, closed_outcome, index_payment
+from paycore.usecases.judge import AccountCodes, index_payment
 from paycore.usecases.keys import PAYMENT_NOT_FOUND, PaymentKey, resolve
+from paycore.usecases.rare import closed_outcome
 from paycore.usecases.refund import derive_refunds, split_intents
 from paycore.usecases.writer import Writer
 

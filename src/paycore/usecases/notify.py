@@ -1,4 +1,4 @@
-"""Notify: what a channel said, taken in. The writer decides and makes it durable; here stands the door.
+"""Notify: what channels said, taken in. The writer decides and makes it durable; here stands the door.
 
 INVALID is only for what cannot be evidence at all; a gateway must never acknowledge it to a channel. Everything
 that might be true some day, unknown names and foreign numbers included, goes on to be judged.
@@ -6,10 +6,12 @@ that might be true some day, unknown names and foreign numbers included, goes on
 
 import re
 
-from paycore.domain.errors import FieldViolation, InvalidArgumentError
-from paycore.domain.notification import Notification, Verdict
+from paycore._wire import Batch
+from paycore.domain.errors import FieldViolation, InvalidArgumentError, ThrottledError
+from paycore.domain.notification import Notification
 from paycore.domain.texts import broken_evidence_rule
-from paycore.domain.verdicts import ChannelResult
+from paycore.domain.verdicts import ChannelResult, NotifyOutcome
+from paycore.usecases.words import notification_at
 from paycore.usecases.writer import Writer
 
 MAX_RAW_BYTES = 64 * 1024
@@ -24,33 +26,9 @@ _TEXT_LIMITS = {
 }
 
 _RESULTS = frozenset(ChannelResult)
-_PLAIN_LENGTH = min(limit for field, limit in _TEXT_LIMITS.items() if field != "currency")
-_PLAIN_CURRENCY_LENGTH = _TEXT_LIMITS["currency"]
 
 # NUL as JSON writes it: an escape, unless its backslash is itself escaped.
 _JSON_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
-
-
-def is_plain(notification: Notification) -> bool:
-    """Whether a success breaks no rule at first sight; what is not plain is looked at rule by rule.
-
-    The common word passes here in a microsecond where naming each rule takes twelve.
-    """
-    channel, account, order_no, result, amount_minor, currency, trade_no = notification[:7]
-    return (
-        result is ChannelResult.SUCCESS
-        and amount_minor > 0
-        and 0 < len(trade_no) <= _PLAIN_LENGTH
-        and len(channel) <= _PLAIN_LENGTH
-        and len(account) <= _PLAIN_LENGTH
-        and len(order_no) <= _PLAIN_LENGTH
-        and len(currency) <= _PLAIN_CURRENCY_LENGTH
-        and "\0" not in f"{channel}{account}{order_no}{currency}{trade_no}"
-        and len(notification.raw) <= MAX_RAW_BYTES
-        # A character takes at most 4 bytes, and NUL in JSON is an escape.
-        and len(notification.headers) * 4 <= MAX_HEADERS_BYTES
-        and "\\u0000" not in notification.headers
-    )
 
 
 def violations(notification: Notification) -> list[FieldViolation]:
@@ -79,18 +57,36 @@ def violations(notification: Notification) -> list[FieldViolation]:
 
 
 class Notify:
-    """Takes notifications in."""
+    """Takes notifications in. Their answers are written into the batch that brought them."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
 
-    async def notify(self, notification: Notification) -> Verdict:
-        """Return the verdict once it is durable.
+    async def one(self, batch: Batch) -> None:
+        """Take in a batch of one; return once its answer is durable.
 
-        Raises InvalidArgumentError where it cannot be evidence, ThrottledError where too much waits, and
-        StoreUnavailableError where it could not be committed: nothing was kept, the channel should send again.
+        Raises InvalidArgumentError where it cannot be evidence, ThrottledError where too much waits or lies in
+        quarantine, and StoreUnavailableError where it could not be committed: nothing was kept, the channel should
+        send again.
         """
-        if not is_plain(notification) and (broken := violations(notification)):
-            self._writer.count_invalid(notification)
+        if batch.suspects() and (broken := violations(notification_at(batch, 0))):
+            self._writer.count_refused(batch, [0], NotifyOutcome.INVALID)
             raise InvalidArgumentError(broken, "INVALID_NOTIFICATION")
-        return await self._writer.notify(notification)
+        await self._writer.take(batch)
+        if batch.verdict(0)[0] == NotifyOutcome.THROTTLED:
+            raise ThrottledError("QUARANTINE_FULL", "too much of this source waits in quarantine already")
+
+    async def many(self, batch: Batch) -> None:
+        """Take in a batch; return once each of its words is answered: durable, INVALID or THROTTLED.
+
+        Raises StoreUnavailableError where any of them could not be committed: send the whole batch again.
+        """
+        invalid = []
+        for position in batch.suspects():
+            if broken := violations(notification_at(batch, position)):
+                batch.refuse(position, NotifyOutcome.INVALID, broken)
+                invalid.append(position)
+        if invalid:
+            self._writer.count_refused(batch, invalid, NotifyOutcome.INVALID)
+        if batch.pending():
+            await self._writer.take_what_fits(batch)
