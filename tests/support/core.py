@@ -174,7 +174,8 @@ class Core:
     """Store, index, writer and every use case on one database; started when entered, stopped on exit.
 
     path: a database that is migrated already (``fresh_database``), or its URL. channels: name -> adapter; every
-    channel has ``accounts``. Without any, the accounts of simbank are known all the same, so that notifications can be judged.
+    channel has ``accounts``. Without any, the accounts of simbank are known all the same, so that notifications can be
+    judged.
     """
 
     def __init__(

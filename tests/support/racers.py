@@ -21,18 +21,18 @@ import structlog
 
 from paycore.domain.errors import PaycoreError
 from paycore.domain.verdicts import AttemptState, CloseReason
-from paycore.store import engine
+from paycore.store import engine, postgresql_server
 from paycore.usecases.close import InsertClosed
 from paycore.usecases.pay_open import OpenAttempt
 from tests.support.clock import ShiftedClock
-from tests.support.core import CHANNEL, LIMITS, Core, pay_command, read_all
+from tests.support.core import CHANNEL, LIMITS, Core, as_url, pay_command, read_all
 from tests.support.simbank import adapter
 from tests.support.units import Load
 
 REPOSITORY = Path(__file__).parents[2]
 
 LOCKED_POINTS = ("store.begun", "judge.outcomes_inserted", "store.before_commit")
-"""Where a process stands inside its transaction, and so holds SQLite's write lock."""
+"""Where a process stands inside its transaction, and so holds SQLite's write lock, or the rows it has written."""
 
 FREE_POINTS = ("writer.taken", "store.committed", "writer.before_answer")
 """Where a process stands before or after its transaction."""
@@ -48,9 +48,10 @@ class Racer:
     ``name*N`` for the N-th passage.
     """
 
-    def __init__(self, db_path: Path, folder: Path, *, bank_url: str = "", **failpoints: str) -> None:
+    def __init__(self, database: Path | str, folder: Path, *, bank_url: str = "", **failpoints: str) -> None:
         self._bank_url = bank_url
-        self._db_path = db_path
+        self._url = as_url(database)
+        self.on_postgresql = self._url.startswith("postgresql")
         self._folder = folder
         self._failpoints = failpoints
         self._numbers = itertools.count(1)
@@ -69,7 +70,7 @@ class Racer:
             sys.executable,
             "-m",
             "tests.support.racers",
-            str(self._db_path),
+            self._url,
             self._bank_url,
             cwd=REPOSITORY,
             env={**os.environ, "PAYCORE_FAILPOINTS": armed},
@@ -131,7 +132,9 @@ class Racer:
         assert self._process.stdout is not None
         async for line in self._process.stdout:
             answer = json.loads(line)
-            self._waiting.pop(answer["number"]).set_result(answer["result"])
+            future = self._waiting.pop(answer["number"])
+            if not future.done():
+                future.set_result(answer["result"])
         for future in self._waiting.values():
             if not future.done():
                 future.set_result("DEAD")
@@ -139,9 +142,9 @@ class Racer:
 
 
 @contextlib.asynccontextmanager
-async def two_racers(db_path: Path, folder: Path) -> AsyncIterator[tuple[Racer, Racer]]:
+async def two_racers(database: Path | str, folder: Path) -> AsyncIterator[tuple[Racer, Racer]]:
     """Run two processes on one database."""
-    first, second = Racer(db_path, folder / "first"), Racer(db_path, folder / "second")
+    first, second = Racer(database, folder / "first"), Racer(database, folder / "second")
     await asyncio.gather(first.start(), second.start())
     try:
         yield first, second
@@ -149,10 +152,10 @@ async def two_racers(db_path: Path, folder: Path) -> AsyncIterator[tuple[Racer, 
         await asyncio.gather(first.stop(), second.stop())
 
 
-def payment_rows(db_path: Path, payment_id: int) -> dict[str, list[Any]]:
+def payment_rows(database: Path | str, payment_id: int) -> dict[str, list[Any]]:
     """Every row about one payment, sorted; tables without any are left out."""
     rows = {
-        name: sorted(row for row in found if row.payment_id == payment_id) for name, found in read_all(db_path).items()
+        name: sorted(row for row in found if row.payment_id == payment_id) for name, found in read_all(database).items()
     }
     return {name: found for name, found in rows.items() if found}
 
@@ -160,11 +163,11 @@ def payment_rows(db_path: Path, payment_id: int) -> dict[str, list[Any]]:
 class _Process:
     """The racer's own side."""
 
-    def __init__(self, db_path: Path, bank_url: str) -> None:
+    def __init__(self, url: str, bank_url: str) -> None:
         # A second process waits for the lock in steps that a test can afford.
-        engine.BUSY_TIMEOUT_MS = 100
+        engine.BUSY_TIMEOUT_MS = postgresql_server.LOCK_TIMEOUT_MS = 100
         channels = {CHANNEL: adapter(bank_url, 5_000)} if bank_url else {}
-        self.core = Core(db_path, clock=ShiftedClock(), channels=channels)
+        self.core = Core(url, clock=ShiftedClock(), channels=channels)
 
     async def serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -248,4 +251,4 @@ if __name__ == "__main__":
     structlog.configure(
         logger_factory=structlog.WriteLoggerFactory(sys.stderr), wrapper_class=structlog.make_filtering_bound_logger(50)
     )
-    asyncio.run(_Process(Path(sys.argv[1]), sys.argv[2]).serve())
+    asyncio.run(_Process(sys.argv[1], sys.argv[2]).serve())
