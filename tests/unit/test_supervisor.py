@@ -9,7 +9,7 @@ import pytest
 
 from paycore.app.seat import Seat, Word
 from paycore.app.slot import Ending
-from paycore.app.supervisor import LONGEST_PAUSE_SECONDS, pause_seconds
+from paycore.app.supervisor import LONGEST_PAUSE_SECONDS, is_hopeless, pause_seconds
 from tests.support.server import clean_environment
 
 
@@ -28,6 +28,26 @@ def test_pause_before_a_replacement_grows_to_a_limit() -> None:
     assert pauses[:4] == [0.0, 0.25, 0.5, 1.0]
     assert pauses == sorted(pauses)
     assert pauses[-1] == LONGEST_PAUSE_SECONDS
+
+
+# False starts of each slot (None: it serves), whether the last gave a reason, whether any worker has ever served; whether to give up.
+HOPES = [
+    ([1, 1], True, False, True),
+    ([1, 0], True, False, False),
+    ([1, 1], True, True, False),
+    ([3, 3], True, True, True),
+    ([9, 2], True, True, False),
+    ([2, 2], False, False, False),
+    ([3, 4], False, False, True),
+    ([9, None], True, True, False),
+]
+
+
+@pytest.mark.parametrize(("false_starts", "refused", "ever_served", "hopeless"), HOPES)
+def test_hope_lasts_while_a_slot_has_not_failed_often_enough(
+    false_starts: list[int | None], refused: bool, ever_served: bool, hopeless: bool
+) -> None:
+    assert is_hopeless(false_starts, refused=refused, ever_served=ever_served) is hopeless
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
 
@@ -173,9 +173,9 @@ class _Supervisor:
 
     def _give_up_without_hope(self, last: Ending) -> None:
         """End everything when nothing serves and nothing can be expected to. Raises StartRefusedError."""
-        # A worker that says why it will not start will say the same again, unless it has been able to before.
-        enough = 1 if last.refusal is not None and not self._ever_served else HOPELESS_STARTS
-        if any(slot.serving or slot.false_starts < enough for slot in self._slots):
+        # None: the slot serves.
+        false_starts = [None if slot.serving else slot.false_starts for slot in self._slots]
+        if not is_hopeless(false_starts, refused=last.refusal is not None, ever_served=self._ever_served):
             return
         if last.refusal is not None:
             raise StartRefusedError(last.refusal)
@@ -214,6 +214,15 @@ class _Supervisor:
             slot.send(signal.SIGKILL)
         await done
         return not late
+
+
+def is_hopeless(false_starts: Iterable[int | None], *, refused: bool, ever_served: bool) -> bool:
+    """Whether to give up. false_starts: of each slot, in a row; None where a worker serves, and then never.
+
+    A worker that says why it will not start says the same again, unless one has been able to before.
+    """
+    enough = 1 if refused and not ever_served else HOPELESS_STARTS
+    return all(count is not None and count >= enough for count in false_starts)
 
 
 def pause_seconds(young_deaths: int) -> float:
