@@ -283,6 +283,7 @@ def with_reason(reason: str) -> bytes:
 FINAL: list[Refusal] = [
     (Code.INTERNAL, None),
     (Code.ABORTED, None),
+    (Code.CANCELLED, None),
     (Code.UNIMPLEMENTED, None),
     (Code.RESOURCE_EXHAUSTED, with_reason("QUEUE_FULL")),
 ]

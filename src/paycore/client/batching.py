@@ -167,10 +167,7 @@ class BatchingNotifier:
     def _returned(self, batch: Batch, call: grpc.Future[NotifyBatchResponse]) -> None:
         try:
             answers = read_answers(call.result(), len(batch.words))
-        except grpc.FutureCancelledError:
-            # Only closing the channel cancels a call.
-            return
-        except grpc.RpcError:
+        except (grpc.RpcError, grpc.FutureCancelledError):
             # The future is the call, which its types do not say.
             ended = cast(grpc.Call, call)
             self._failed(batch, read_error(ended.code(), ended.details(), ended.trailing_metadata()))
