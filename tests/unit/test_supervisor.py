@@ -30,7 +30,8 @@ def test_pause_before_a_replacement_grows_to_a_limit() -> None:
     assert pauses[-1] == LONGEST_PAUSE_SECONDS
 
 
-# False starts of each slot (None: it serves), whether the last gave a reason, whether any worker has ever served; whether to give up.
+# False starts of each slot (None: it serves), whether the last gave a reason, whether any worker has ever served;
+# whether to give up.
 HOPES = [
     ([1, 1], True, False, True),
     ([1, 0], True, False, False),
