@@ -185,7 +185,8 @@ cdef bint table_make(table_t *table, uint32_t segment_bits, int64_t max_bytes) n
         return True
     directory = block_bytes(segment_count(table) * sizeof(segment_t))
     if <uint64_t>max_bytes > directory:
-        budget = (<uint64_t>max_bytes - directory) // segment_count(table)
+        # Two shares for the scratch, which may hold a segment's payments and a quarter.
+        budget = (<uint64_t>max_bytes - directory) // (segment_count(table) + 2)
     if is_mapped(budget):
         budget -= budget % page_bytes
     else:
@@ -395,6 +396,8 @@ cdef bint make_room_at_the_limit(
     cdef uint64_t slots = table.max_slots
     cdef uint64_t victims = 0, evict_to_rank = 0
     cdef bint rebuilt
+    if segment.slots < slots and wanted <= slot_limit(slots):
+        return rebuild(table, segment, slots, 0)
     if wanted > kept:
         victims = segment.live - mark_pinned(table, log, segment, True)
         victims = min(victims, wanted - kept)
