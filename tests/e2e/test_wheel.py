@@ -33,6 +33,7 @@ NOT_SOURCE = (
 )
 BUILD_SECONDS = 300
 DEMO_SECONDS = 90
+BENCH_SECONDS = 120
 
 
 class Installed(NamedTuple):
@@ -163,6 +164,16 @@ def test_installed_module_is_imported_from_the_environment(installed: Installed,
 
 def test_installed_distributions_satisfy_one_another(installed: Installed) -> None:
     run([installed.python, "-m", "pip", "check"], installed.elsewhere, installed.environment, 60)
+
+
+@pytest.mark.parametrize("arguments", [["notify", "--count", "2000", "--mix", "dirty"], ["wire", "--count", "2000"]])
+def test_bench_from_the_wheel_gives_a_figure(installed: Installed, tmp_path: Path, arguments: list[str]) -> None:
+    folder: list[str | Path] = ["--folder", tmp_path] if arguments[0] == "notify" else []
+    command: list[str | Path] = [installed.paycore, "bench", *arguments, *folder, "--json"]
+    told = json.loads(run(command, installed.elsewhere, installed.environment, BENCH_SECONDS))
+    assert told["benchmark"] == arguments[0]
+    assert told["rate"] > 0
+    assert told["machine"]["paycore"] == "0.1.0"
 
 
 def test_demo_from_the_wheel_in_an_empty_folder_ends_well(installed: Installed, tmp_path: Path) -> None:

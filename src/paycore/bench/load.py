@@ -28,7 +28,6 @@ from paycore.bench.processes import pinned_to
 from paycore.bench.result import BenchError, percentile_ms
 from paycore.v1 import payment_pb2, payment_service_pb2
 
-CONNECT_SECONDS = 60
 CALL_SECONDS = 120
 _LENGTH = struct.Struct("<I")
 _TELL_SECONDS = 0.1
@@ -101,6 +100,7 @@ class Load(NamedTuple):
     connections: int = 1
     rate: float | None = None
     core: int | None = None
+    connect_seconds: int = 60
 
     def run(self, address: str, messages: Messages, done: Callable[[int], None], *, read: bool = True) -> Loaded:
         """Send each message once. ``done`` is told how many are answered; ``read``: look at the answers. LoadError."""
@@ -207,7 +207,7 @@ async def _run(address: str, messages: Messages, load: Load, *, read: bool) -> d
     options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1))
     channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(load.connections)]
     for channel in channels:
-        await asyncio.wait_for(channel.channel_ready(), CONNECT_SECONDS)
+        await asyncio.wait_for(channel.channel_ready(), load.connect_seconds)
     sender = _Sender([channel.unary_unary(messages.method) for channel in channels], bodies)
     gc.freeze()
     print("ready", flush=True)  # noqa: T201 - the parent reads it

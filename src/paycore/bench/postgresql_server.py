@@ -114,7 +114,8 @@ def _make_cluster(programs: Path, home: Path) -> None:
     command += ["--locale=C.UTF-8", "--no-sync", "--no-instructions"]
     ended = subprocess.run(command, cwd=home, check=False, capture_output=True, text=True, **_harmless())
     if ended.returncode != 0:
-        raise BenchError(f"initdb failed: {ended.stderr[-2000:]}")
+        hint = "; PostgreSQL does not run as root: give a --folder that other users may pass" if _harmless() else ""
+        raise BenchError(f"initdb failed{hint}: {ended.stderr[-2000:]}")
 
 
 def _start(programs: Path, home: Path, socket_folder: str) -> "subprocess.Popen[bytes]":

@@ -9,16 +9,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from paycore._dedupe import Index
+from paycore._group import Group
 from paycore._wire import Decoder
 from paycore.bench.databases import now_ms
-from paycore.bench.payments import CHANNEL, Lot, account
+from paycore.bench.payments import CHANNEL, CURRENCY, VALIDITY_MS, Lot, account, amount_minor
 from paycore.bench.result import BenchError, Progress, Result, Row, percentile_ms
 from paycore.bench.words import Writer, first_words
+from paycore.domain.ids import created_at_ms
 from paycore.domain.money import CURRENCY_CODES
-from paycore.domain.verdicts import NotifyOutcome
+from paycore.domain.verdicts import PaymentState
 from paycore.v1 import payment_service_pb2
 
 AGE_MS = 60_000
+MAX_BATCH = 10_000
+PARSE, DECODE, DECIDE = "protobuf parse, fields read", "decode", "decode, decide, encode"
 
 
 class Options(NamedTuple):
@@ -57,9 +62,9 @@ def main(options: Options, progress: Progress) -> Result:
     writer = Writer(lot.end_ms // 1_000 + 1, evidence=options.evidence)
     said = list(first_words(lot))
     messages = [writer.batch(said[start : start + options.batch]) for start in range(0, len(said), options.batch)]
-    stages = make_stages(lot.size)
+    stages = make_stages(lot)
     timed = measure(stages, messages, lot.size, options.rounds, progress)
-    baseline, limit, whole = timed["protobuf parse, fields read"], timed["decode"], timed["decode, answer, encode"]
+    baseline, limit, whole = timed[PARSE], timed[DECODE], timed[DECIDE]
     rows = [timed[stage.name].row(stage)._replace(of_limit=timed[stage.name].rate / limit.rate) for stage in stages]
     return Result(
         benchmark="wire",
@@ -102,40 +107,45 @@ def measure(
     }
 
 
-def make_stages(words: int) -> list[Stage]:
+def make_stages(lot: Lot) -> list[Stage]:
     """What is measured: the baseline first, then ever more of what the server does."""
     codes = {(CHANNEL, account(attempt)): attempt for attempt in (1, 2, 3)}
-    decoder = Decoder(codes, CURRENCY_CODES)
-    received_at_ms = now_ms()
+    decoder, index, received_at_ms = Decoder(codes, CURRENCY_CODES), filled_index(lot, codes), now_ms()
 
     def parse(message: bytes) -> int:
         return sum(map(read_fields, payment_service_pb2.NotifyBatchRequest.FromString(message).notifications))
 
     def decode(message: bytes) -> int:
-        return len(decoder.notify_batch(message, received_at_ms, 10_000))
+        return len(decoder.notify_batch(message, received_at_ms, MAX_BATCH))
 
-    def answer(message: bytes) -> int:
-        batch = decoder.notify_batch(message, received_at_ms, 10_000)
-        for position in range(len(batch)):
-            batch.answer(position, NotifyOutcome.ACCEPTED, 1, 1)
+    def decide(message: bytes) -> int:
+        batch = decoder.notify_batch(message, received_at_ms, MAX_BATCH)
+        index.begin()
+        group = Group(index, [(batch, 0, len(batch))])
+        unknown = group.missing()
+        accepted = group.accept()
         batch.encode()
-        return len(batch)
+        # Not kept, so that the same words are first words in the next round again.
+        index.rollback()
+        return accepted - len(unknown)
 
+    parsed = "Python's protobuf library, ten fields of each word: the baseline"
+    decided = "and each checked with the index and marked in it, and all answers as bytes"
     return [
-        Stage(
-            "protobuf parse, fields read",
-            "Python's protobuf library, ten fields of each word: the baseline",
-            parse,
-            words,
-        ),
-        Stage("decode", "bytes to C records: the limit", decode, words),
-        Stage(
-            "decode, answer, encode",
-            "and an answer to each, given from Python, and all of them as bytes",
-            answer,
-            words,
-        ),
+        Stage(PARSE, parsed, parse, lot.size),
+        Stage(DECODE, "bytes to C records: the limit", decode, lot.size),
+        Stage(DECIDE, decided, decide, lot.size),
     ]
+
+
+def filled_index(lot: Lot, codes: dict[tuple[str, str], int]) -> Index:
+    """The index with all payments, each open with one attempt."""
+    index = Index(capacity=lot.size)
+    for payment_id in lot.ids():
+        currency, expire_at_ms = CURRENCY_CODES[CURRENCY], created_at_ms(payment_id) + VALIDITY_MS
+        opened = (codes[CHANNEL, account(lot.open_attempt)],)
+        index.put(payment_id, amount_minor(payment_id), currency, expire_at_ms, PaymentState.OPEN, 0, 1, 0, opened)
+    return index
 
 
 def read_fields(request: payment_service_pb2.NotifyRequest) -> int:

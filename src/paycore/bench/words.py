@@ -1,7 +1,7 @@
 """Words of channels as serialised messages, made before anything is timed.
 
-All words of one kind have one size and differ in three places only, so each is a template that is filled in; the first
-of each is compared with what protobuf makes of the same word.
+All words of one kind have one size and differ in three places only, so what stands between these is taken over; the
+first of each is compared with what protobuf makes of the same word.
 """
 
 import json
@@ -23,7 +23,7 @@ DUPLICATES, REPLAYS, LATE, UNKNOWN = 10, 10, 5, 1
 PAYMENTS_A_BLOCK = BLOCK - DUPLICATES - REPLAYS - UNKNOWN
 _FIRST = PAYMENTS_A_BLOCK - LATE
 
-_FIELD_NOTIFICATIONS = b"\x0a"
+_FIELD_NOTIFICATIONS, _FIELD_AMOUNT = b"\x0a", b"\x28"
 
 
 class Said(NamedTuple):
@@ -40,39 +40,44 @@ class Writer:
     def __init__(self, paid_at_seconds: int, *, evidence: bool) -> None:
         self._paid_at_seconds = paid_at_seconds
         self._evidence = evidence
-        self._templates: dict[tuple[int, bool], bytes] = {}
+        self._gaps: dict[tuple[int, bool], tuple[bytes, ...]] = {}
 
     def word(self, said: Said) -> bytes:
         """One NotifyRequest."""
         if self._evidence:
             return self._request(said).SerializeToString()
-        template = self._templates.get(said[1:])
-        if template is None:
-            template = self._templates[said[1:]] = self._make_template(said)
-        return self._fill(template, said)
+        gaps = self._gaps.get(said[1:])
+        if gaps is None:
+            gaps = self._gaps[said[1:]] = self._take_apart(said)
+        return self._fill(gaps, said)
 
     def batch(self, said: Iterable[Said]) -> bytes:
         """One NotifyBatchRequest."""
         words = map(self.word, said)
         return b"".join(_FIELD_NOTIFICATIONS + _varint(len(word)) + word for word in words)
 
-    def _fill(self, template: bytes, said: Said) -> bytes:
+    def _fill(self, gaps: tuple[bytes, ...], said: Said) -> bytes:
         payment_id, attempt, succeeded = said
         amount = _varint(amount_minor(payment_id))
-        order_no = b"%d%02d" % (payment_id, attempt)
-        return template % ((order_no, amount, b"42%02d%d" % (attempt, payment_id)) if succeeded else (order_no, amount))
+        if not succeeded:
+            return b"%b%d%02d%b%b%b" % (gaps[0], payment_id, attempt, gaps[1], amount, gaps[2])
+        own = (payment_id, attempt, gaps[1], amount, gaps[2], attempt, payment_id, gaps[3])
+        return b"%b%d%02d%b%b%b42%02d%d%b" % (gaps[0], *own)
 
-    def _make_template(self, said: Said) -> bytes:
-        word = self._request(said).SerializeToString()
-        order_no = format_channel_order_no(said.payment_id, said.attempt).encode()
-        places = [order_no, b"\x28" + _varint(amount_minor(said.payment_id))]
+    def _take_apart(self, said: Said) -> tuple[bytes, ...]:
+        """What stands between order number, amount and trade number in every word of this kind."""
+        word = rest = self._request(said).SerializeToString()
+        places = [format_channel_order_no(said.payment_id, said.attempt).encode()]
+        places += [_FIELD_AMOUNT + _varint(amount_minor(said.payment_id))]
         places += [trade_no(said.payment_id, said.attempt).encode()] if said.succeeded else []
-        template = word.replace(b"%", b"%%")
+        gaps = []
         for place in places:
-            assert template.count(place) == 1, "each place is found, and nothing like it"
-            template = template.replace(place, (b"\x28" if place[:1] == b"\x28" else b"") + b"%b")
-        assert self._fill(template, said) == word, "what is filled in is what protobuf makes"
-        return template
+            gap, found, rest = rest.partition(place)
+            assert found, "the fields are in the order of their numbers"
+            gaps.append(gap + _FIELD_AMOUNT if place[:1] == _FIELD_AMOUNT else gap)
+        gaps.append(rest)
+        assert self._fill(tuple(gaps), said) == word, "what is filled in is what protobuf makes"
+        return tuple(gaps)
 
     def _request(self, said: Said) -> payment_service_pb2.NotifyRequest:
         payment_id, attempt, succeeded = said
