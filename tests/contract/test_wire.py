@@ -9,9 +9,17 @@ import pytest
 
 from paycore._wire import Decoder
 from paycore.domain.decision import ABSENT_MS
-from paycore.rpc.convert import MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
 from paycore.v1 import payment_service_pb2
-from tests.support.wire import DECODER, MAX_INT64, agree, compiled_one, library_one, sized
+from tests.support.wire import (
+    DECODER,
+    MAX_INT64,
+    MAX_TIMESTAMP_MS,
+    MIN_TIMESTAMP_MS,
+    agree,
+    compiled_one,
+    library_one,
+    sized,
+)
 
 MAX_DEPTH = 100
 OPEN, SHUT = b"\x7b", b"\x7c"

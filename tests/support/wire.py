@@ -6,13 +6,14 @@ import os
 from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from paycore._wire import Batch, Decoder, MalformedError
 from paycore.domain.decision import ABSENT_MS
 from paycore.domain.ids import parse_channel_order_no
 from paycore.domain.notification import Notification
 from paycore.domain.verdicts import CaptureSource, ChannelResult, VerdictFlag
-from paycore.rpc.convert import headers_json, instant_ms
+from paycore.usecases.words import headers_json
 from paycore.v1 import payment_pb2, payment_service_pb2
 
 FUZZ_SCALE = int(os.environ.get("PAYCORE_FUZZ_SCALE", "1"))
@@ -24,6 +25,10 @@ LIMIT = 50
 ACCOUNTS = {("simbank", "bank_a"): 1, ("simbank", "bank_b"): 2, ("", ""): 3, ("银行", "甲"): 255}
 CURRENCIES = {"CNY": 156, "": 7, "USD": 1}
 DECODER = Decoder(ACCOUNTS, CURRENCIES)
+
+# The range of a valid Timestamp: 0001-01-01T00:00:00Z to 9999-12-31T23:59:59.999Z.
+MIN_TIMESTAMP_MS = -62_135_596_800_000
+MAX_TIMESTAMP_MS = 253_402_300_799_999
 
 PLAIN = Notification(
     channel="simbank",
@@ -43,6 +48,18 @@ Codes = tuple[int, int, int, int]
 Read = tuple[Fields, Codes]
 Answer = tuple[int, int, int, Sequence[tuple[str, str]]]
 """(packed verdict, payment_id, attempt, violations)."""
+
+
+def instant_ms(timestamp: Timestamp) -> int:
+    """Read a Timestamp as milliseconds, rounded down. One that is not valid is moved to the nearest valid one.
+
+    Whether it is believed is decided later; to be stored and shown again it has to be a time.
+    """
+    nanos = min(max(timestamp.nanos, 0), 999_999_999)
+    at_ms = timestamp.seconds * 1_000 + nanos // 1_000_000
+    at_ms = min(max(at_ms, MIN_TIMESTAMP_MS), MAX_TIMESTAMP_MS)
+    # The millisecond that stands for "not given" lies in 1969, where no pay time is believed anyway.
+    return at_ms - 1 if at_ms == ABSENT_MS else at_ms
 
 
 def from_message(message: payment_service_pb2.NotifyRequest) -> Read:

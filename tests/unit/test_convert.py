@@ -28,6 +28,7 @@ from paycore.store.rows import (
 )
 from paycore.usecases.words import headers_json
 from paycore.v1 import payment_pb2 as v1
+from tests.support.wire import MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS, instant_ms
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 INT32 = st.integers(-(2**31), 2**31 - 1)
@@ -37,12 +38,12 @@ INSTANTS = [
     (1_700_000_000, 123_456_789, 1_700_000_000_123),
     (-1, 500_000_000, -500),
     (-1, 999_000_000, ABSENT_MS - 1),
-    (253_402_300_799, 999_999_999, convert.MAX_TIMESTAMP_MS),
-    (253_402_300_800, 0, convert.MAX_TIMESTAMP_MS),
-    (2**63 - 1, 2**31 - 1, convert.MAX_TIMESTAMP_MS),
-    (-62_135_596_800, 0, convert.MIN_TIMESTAMP_MS),
-    (-62_135_596_801, 0, convert.MIN_TIMESTAMP_MS),
-    (-(2**63), -(2**31), convert.MIN_TIMESTAMP_MS),
+    (253_402_300_799, 999_999_999, MAX_TIMESTAMP_MS),
+    (253_402_300_800, 0, MAX_TIMESTAMP_MS),
+    (2**63 - 1, 2**31 - 1, MAX_TIMESTAMP_MS),
+    (-62_135_596_800, 0, MIN_TIMESTAMP_MS),
+    (-62_135_596_801, 0, MIN_TIMESTAMP_MS),
+    (-(2**63), -(2**31), MIN_TIMESTAMP_MS),
     (5, -1, 5_000),
     (5, 2_000_000_000, 5_999),
 ]
@@ -50,17 +51,17 @@ INSTANTS = [
 
 @pytest.mark.parametrize(("seconds", "nanos", "at_ms"), INSTANTS)
 def test_instant_of_timestamp_is_in_milliseconds_and_in_range(seconds: int, nanos: int, at_ms: int) -> None:
-    assert convert.instant_ms(Timestamp(seconds=seconds, nanos=nanos)) == at_ms
+    assert instant_ms(Timestamp(seconds=seconds, nanos=nanos)) == at_ms
 
 
 @given(INT64, INT32)
 def test_any_timestamp_becomes_an_instant_that_can_be_shown_again(seconds: int, nanos: int) -> None:
-    at_ms = convert.instant_ms(Timestamp(seconds=seconds, nanos=nanos))
+    at_ms = instant_ms(Timestamp(seconds=seconds, nanos=nanos))
     assert at_ms != ABSENT_MS
     shown = convert.timestamp_of(at_ms)
     assert shown is not None
     assert shown.ToJsonString().endswith("Z")
-    assert convert.instant_ms(shown) == at_ms
+    assert instant_ms(shown) == at_ms
 
 
 def test_timestamp_of_nothing_is_absent() -> None:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from paycore.domain.decision import ABSENT_MS
 from paycore.domain.errors import FieldViolation, InvalidArgumentError
 from paycore.domain.ids import format_channel_order_no
 from paycore.domain.verdicts import PayMethod, RefundState
@@ -21,25 +20,9 @@ from paycore.usecases.answers import (
 )
 from paycore.v1 import payment_pb2 as v1
 
-# The range of a valid Timestamp: 0001-01-01T00:00:00Z to 9999-12-31T23:59:59.999Z.
-MIN_TIMESTAMP_MS = -62_135_596_800_000
-MAX_TIMESTAMP_MS = 253_402_300_799_999
-
 _MAX_DURATION_SECONDS = 315_576_000_000
 _MAX_NANOS = 999_999_999
 _NANOS_PER_MS = 1_000_000
-
-
-def instant_ms(timestamp: Timestamp) -> int:
-    """Read a Timestamp as milliseconds, rounded down. One that is not valid is moved to the nearest valid one.
-
-    Whether it is believed is decided later; to be stored and shown again it has to be a time.
-    """
-    nanos = min(max(timestamp.nanos, 0), _MAX_NANOS)
-    at_ms = timestamp.seconds * 1_000 + nanos // _NANOS_PER_MS
-    at_ms = min(max(at_ms, MIN_TIMESTAMP_MS), MAX_TIMESTAMP_MS)
-    # The millisecond that stands for "not given" lies in 1969, where no pay time is believed anyway.
-    return at_ms - 1 if at_ms == ABSENT_MS else at_ms
 
 
 def timestamp_of(at_ms: int | None) -> Timestamp | None:
