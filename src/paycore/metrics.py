@@ -174,10 +174,12 @@ class Metrics:
 class GatheredMetrics(Collector):
     """The metrics of all workers as one page, and of the workers themselves.
 
-    folder: the one that their ``FOLDER_VARIABLE`` names. restarts and serving are written by the supervisor.
+    folder: the one that their ``FOLDER_VARIABLE`` names. silence_seconds: how long the quietest worker that serves has
+    told its supervisor nothing. restarts and serving are written by the supervisor.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, silence_seconds: Callable[[], float] = lambda: 0.0) -> None:
+        self._silence_seconds = silence_seconds
         self._folder = folder
         self._values = MultiProcessCollector(None, folder)  # type: ignore[no-untyped-call]  # as it is
         self._blank = Metrics().registry
@@ -198,6 +200,11 @@ class GatheredMetrics(Collector):
             "paycore_worker_restarts", "Workers that were started in place of dead ones.", value=self.restarts
         )
         yield GaugeMetricFamily("paycore_workers", "Workers that take calls.", value=self.serving)
+        yield GaugeMetricFamily(
+            "paycore_worker_silence_seconds",
+            "How long the quietest worker has told its supervisor nothing; they do each second.",
+            value=self._silence_seconds(),
+        )
 
     def _read(self) -> list[Metric]:
         for _ in range(_READ_TRIES):

@@ -140,6 +140,22 @@ def test_metrics_of_all_workers_add_up_to_what_was_sent_and_to_what_is_kept(crew
     assert [(fresh,)] == select(crew.db_path, "SELECT count(*) FROM payment_outcome")
 
 
+def test_worker_that_hangs_is_seen_and_the_others_go_on(crew: Crew) -> None:
+    numbers = put_payments(crew.db_path, 4)
+    with crew.line_to_each() as lines:
+        assert crew.total("paycore_worker_silence_seconds") < 3
+        os.kill(crew.workers[0], signal.SIGSTOP)
+        try:
+            answers = [lines[2 + index % 2].notify(number) for index, number in enumerate(numbers)]
+            wait_for(lambda: crew.total("paycore_worker_silence_seconds") >= 3, "the silence of the one that hangs")
+            assert crew.http("/-/ready")[0] == 200
+        finally:
+            os.kill(crew.workers[0], signal.SIGCONT)
+        wait_for(lambda: crew.total("paycore_worker_silence_seconds") < 3, "its words again")
+        assert lines[1].notify(numbers[0]).replayed
+    assert [one.outcome for one in answers] == [ACCEPTED] * 4
+
+
 def test_metrics_of_all_workers_pass_prometheus_own_check(crew: Crew) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:

@@ -132,7 +132,7 @@ def test_successor_counts_on_where_the_dead_worker_stopped(tmp_path: Path) -> No
 def test_gathered_page_names_what_a_lone_process_names(tmp_path: Path) -> None:
     lone = Metrics()
     _, registry = gathered(tmp_path)
-    own = {"paycore_worker_restarts", "paycore_workers"}
+    own = {"paycore_worker_restarts", "paycore_workers", "paycore_worker_silence_seconds"}
     before_any_worker = families(registry)
     assert before_any_worker.keys() - own == families(lone.registry).keys()
     run_worker(tmp_path, "1", 1, 1, 1, 1)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from paycore.app.seat import Seat, Word
-from paycore.app.slot import Ending
+from paycore.app.slot import SILENT_SECONDS, Ending, Slot
 from paycore.app.supervisor import LONGEST_PAUSE_SECONDS, is_hopeless, pause_seconds
 from tests.support.server import clean_environment
 
@@ -57,6 +57,21 @@ def test_hope_lasts_while_a_slot_has_not_failed_often_enough(
 )
 def test_ending_names_its_cause(exit_code: int, refusal: str | None, cause: str) -> None:
     assert Ending(1, exit_code, refusal, served=False, steady=False).cause == cause
+
+
+def test_worker_that_says_nothing_for_long_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    slot, now = Slot(1, {}, lambda: None), [1_000.0]
+    monkeypatch.setattr("paycore.app.slot.time.monotonic", lambda: now[0])
+    assert (slot.ready, slot.silence_seconds) == (False, 0.0)
+    slot.hear(Word(serving=True, ready=True))
+    now[0] += SILENT_SECONDS - 1
+    assert (slot.ready, slot.silence_seconds) == (True, SILENT_SECONDS - 1)
+    now[0] += 1
+    assert not slot.ready
+    slot.hear(Word())
+    assert (slot.ready, slot.silence_seconds) == (True, 0.0)
+    slot.hear(Word(ready=False))
+    assert not slot.ready
 
 
 @pytest.mark.parametrize("word", [Word(serving=True), Word(ready=False), Word(refused="no\nsuch \u5e93")])

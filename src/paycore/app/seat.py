@@ -22,6 +22,9 @@ from paycore.metrics import FOLDER_VARIABLE
 SEAT_VARIABLE = "PAYCORE_WORKER"
 """Where the environment of a worker holds its seat. Set by a supervisor, never by people."""
 
+BEAT_MS = 1_000
+"""How often a worker tells how it is, changed or not: one that says nothing hangs."""
+
 STOP_SPARE_MS = 5_000
 """How much longer than the grace a worker may take to end: what waits is still committed after it."""
 
@@ -51,7 +54,7 @@ class Seat(NamedTuple):
 
 
 class Word(NamedTuple):
-    """What a worker tells, one JSON line each. Only what has changed is given."""
+    """What a worker tells, one JSON line each. None: nothing new."""
 
     serving: bool | None = None
     ready: bool | None = None
@@ -93,9 +96,9 @@ class SupervisorTie:
             self._clean_up()
 
     def tell(self, word: Word) -> None:
-        """Send a word. Whether anybody reads it is the reader's concern."""
+        """Send a word. Never waits: what a supervisor that does not read misses, the next beat says again."""
         try:
-            self._socket.sendall(word.as_line())
+            self._socket.send(word.as_line(), socket.MSG_DONTWAIT)
         except OSError:
             _log.debug("supervisor_not_told")
 

@@ -18,7 +18,7 @@ from paycore.app.clock import SystemClock
 from paycore.app.endpoint import SETTING as METRICS_SETTING
 from paycore.app.endpoint import MetricsEndpoint
 from paycore.app.readiness import PROBE_MS, Readiness
-from paycore.app.seat import SupervisorTie, Word
+from paycore.app.seat import BEAT_MS, SupervisorTie, Word
 from paycore.app.serving import Serving, StartRefusedError
 from paycore.domain.clock import Clock
 from paycore.domain.errors import StoreUnavailableError
@@ -71,6 +71,7 @@ class _Started(NamedTuple):
     metrics: Metrics
     clock: Clock
     set_serving: Callable[[bool], Awaitable[None]]
+    tie: SupervisorTie | None
     serving: Serving
 
     def run_background(self, settings: Settings, stopping: asyncio.Event) -> list["asyncio.Task[None]"]:
@@ -85,11 +86,16 @@ class _Started(NamedTuple):
             job("heartbeat", lambda: readiness.probe(parts.writer), PROBE_MS),
             job("backlog", lambda: _read_backlog(parts.store, self.metrics, self.clock), BACKLOG_MS),
             job("gauges", self._refresh, REFRESH_MS),
+            job("beat", self._beat, BEAT_MS),
             asyncio.create_task(readiness.show(self.set_serving), name="readiness"),
         ]
 
     async def _refresh(self) -> None:
         self.metrics.refresh()
+
+    async def _beat(self) -> None:
+        if self.tie is not None:
+            self.tie.tell(Word(serving=True, ready=self.readiness.ready))
 
 
 async def _start(settings: Settings, tie: SupervisorTie | None, stack: AsyncExitStack) -> _Started:
@@ -121,7 +127,7 @@ async def _start(settings: Settings, tie: SupervisorTie | None, stack: AsyncExit
 
     await set_serving(readiness.ready)
     serving = Serving(str(bound), "" if endpoint is None else str(endpoint.address), os.getpid())
-    return _Started(parts, readiness, metrics, clock, set_serving, serving)
+    return _Started(parts, readiness, metrics, clock, set_serving, tie, serving)
 
 
 async def _take_down(parts: Parts, tasks: list["asyncio.Task[None]"], grace_ms: int) -> None:

@@ -4,10 +4,14 @@ import asyncio
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from paycore.app.seat import SEAT_VARIABLE, Seat, Word
+
+SILENT_SECONDS = 10.0
+"""A worker that has said nothing for this long hangs, and is not ready whatever it said before."""
 
 STEADY_SECONDS = 5.0
 """A worker that has taken calls for this long did not die of its start."""
@@ -53,7 +57,8 @@ class Slot:
         self.young_deaths = 0
         self.false_starts = 0
         self.serving = False
-        self.ready = False
+        self._said_ready = False
+        self._heard_at = 0.0
         self._environment = environment
         self._told = told
         self._process: asyncio.subprocess.Process | None = None
@@ -61,6 +66,16 @@ class Slot:
         self._writer: asyncio.StreamWriter | None = None
         self._refusal: str | None = None
         self._served_at = 0.0
+
+    @property
+    def ready(self) -> bool:
+        """Whether the worker can write, by its latest word. Safe to read from any thread."""
+        return self._said_ready and self.silence_seconds < SILENT_SECONDS
+
+    @property
+    def silence_seconds(self) -> float:
+        """How long a worker that serves has said nothing; 0 where none serves. Safe to read from any thread."""
+        return time.monotonic() - self._heard_at if self.serving else 0.0
 
     @property
     def pid(self) -> int:
@@ -93,23 +108,25 @@ class Slot:
         assert self._reader is not None
         assert self._writer is not None
         async for line in self._reader:
-            self._hear(Word.from_line(line))
+            self.hear(Word.from_line(line))
         exit_code = await self._process.wait()
         self._writer.close()
         served = self.serving
-        steady = served and asyncio.get_running_loop().time() - self._served_at >= STEADY_SECONDS
-        self.serving = self.ready = False
+        steady = served and time.monotonic() - self._served_at >= STEADY_SECONDS
+        self.serving = self._said_ready = False
         self._told()
         return Ending(self._process.pid, exit_code, self._refusal, served, steady)
 
-    def _hear(self, word: Word) -> None:
+    def hear(self, word: Word) -> None:
+        """Take in a word of the process."""
+        self._heard_at = time.monotonic()
         if word.refused is not None:
             self._refusal = word.refused
-        if word.serving:
+        if word.serving and not self.serving:
             self.serving = True
-            self._served_at = asyncio.get_running_loop().time()
+            self._served_at = self._heard_at
         if word.ready is not None:
-            self.ready = word.ready
+            self._said_ready = word.ready
         self._told()
 
     def send(self, number: signal.Signals) -> None:

@@ -83,9 +83,10 @@ def _take_place(settings: Settings, stack: ExitStack) -> _Place:
     host, port = holder.getsockname()[:2]
     address = TcpAddress(host, port)
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="paycore-workers-", ignore_cleanup_errors=True))
-    gathered, registry = GatheredMetrics(folder), CollectorRegistry()
-    registry.register(gathered)
     slots: list[Slot] = []
+    gathered = GatheredMetrics(folder, lambda: max((slot.silence_seconds for slot in slots), default=0.0))
+    registry = CollectorRegistry()
+    registry.register(gathered)
     endpoint = MetricsEndpoint(metrics_address, registry, lambda: any(slot.ready for slot in slots))
     stack.callback(endpoint.stop)
     return _Place(address, folder, gathered, endpoint, slots)
