@@ -16,7 +16,10 @@ ROOT = Path(__file__).parents[2]
 SUITES = [
     ("_dedupe", "tests/contract/test_decision.py"),
     ("_dedupe", "tests/contract/test_index.py"),
+    ("_dedupe", "tests/contract/test_index_bounded.py"),
+    ("_dedupe", "tests/contract/test_index_load.py"),
     ("_dedupe", "tests/unit/test_dedupe_table.py"),
+    ("_dedupe", "tests/unit/test_index_eviction.py"),
     ("_wire", "tests/contract/test_wire.py"),
     ("_wire", "tests/contract/test_wire_batch.py"),
     ("_wire", "tests/contract/test_wire_fuzz.py"),
@@ -93,6 +96,7 @@ def sanitized() -> dict[str, str]:
         "UBSAN_OPTIONS": "halt_on_error=1",
         # Python's own arenas would hide what lies beyond a block.
         "PYTHONMALLOC": "malloc",
+        "PAYCORE_FUZZ_PERCENT": "10",
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
@@ -15,9 +14,6 @@ from paycore.domain.notification import Notification
 from paycore.domain.verdicts import CaptureSource, ChannelResult, VerdictFlag
 from paycore.usecases.words import headers_json
 from paycore.v1 import payment_pb2, payment_service_pb2
-
-FUZZ_SCALE = int(os.environ.get("PAYCORE_FUZZ_SCALE", "1"))
-"""How many times the usual number of examples the fuzz tests take; set for a long run."""
 
 MAX_INT64 = (1 << 63) - 1
 RECEIVED_AT_MS = 1_800_000_000_000
