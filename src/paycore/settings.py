@@ -91,6 +91,19 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="How many writes may wait; more are answered RESOURCE_EXHAUSTED.",
     )
+    index_max_mib: int = Field(
+        default=1_024,
+        ge=0,
+        le=1_048_576,
+        description="How much memory the index may hold, in MiB; 0 sets no limit. A payment takes about 45 bytes, and"
+        " one that is not held is read when it is asked for.",
+    )
+    warm_payments: int = Field(
+        default=1_000_000,
+        ge=0,
+        le=1_000_000_000,
+        description="How many payments, the newest first, are read into the index before calls are taken.",
+    )
     quarantine_burst: int = Field(
         default=10_000,
         ge=1,

@@ -1,8 +1,11 @@
 """Puts the parts of a server together. Nothing runs yet but the writer, whose number the payment ids need."""
 
 import secrets
+import time
 from collections.abc import Callable
 from typing import NamedTuple
+
+import structlog
 
 from paycore._dedupe import Index
 from paycore.app.clock import SystemClock
@@ -23,11 +26,14 @@ from paycore.usecases.pay import Pay
 from paycore.usecases.pay_command import PayLimits
 from paycore.usecases.quarantine import QuarantineLimits
 from paycore.usecases.query import Query
+from paycore.usecases.warm import warm
 from paycore.usecases.writer import Writer
 
 SIMBANK = "simbank"
 
 _LEASE_SPARE_MS = 5_000
+
+_log = structlog.get_logger()
 
 
 class Parts(NamedTuple):
@@ -52,9 +58,11 @@ def build(
     """
     clock = SystemClock()
     registry = build_registry(settings, clock)
+    index = Index(late_grace_ms=settings.late_grace_ms, max_bytes=settings.index_max_mib << 20)
+    _warm(store, index, registry, settings.warm_payments)
     writer = Writer(
         store,
-        Index(late_grace_ms=settings.late_grace_ms),
+        index,
         codes=registry.codes,
         clock=clock,
         metrics=metrics,
@@ -107,6 +115,13 @@ def build_registry(settings: Settings, clock: SystemClock) -> ChannelRegistry:
     secrets_by_account = {account: settings.simbank_secrets[account] for account in settings.simbank_accounts}
     channel = SimbankChannel(settings.simbank_url, secrets_by_account, settings.channel_timeout_ms, clock)
     return ChannelRegistry({SIMBANK: channel}, {SIMBANK: settings.simbank_accounts})
+
+
+def _warm(store: Store, index: Index, registry: ChannelRegistry, limit: int) -> None:
+    started_ns = time.perf_counter_ns()
+    loaded = warm(store, index, registry.codes, limit)
+    elapsed_ms = (time.perf_counter_ns() - started_ns) // 1_000_000
+    _log.info("index_warm", payments=loaded, index_bytes=index.nbytes, elapsed_ms=elapsed_ms)
 
 
 def _pay_limits(settings: Settings) -> PayLimits:

@@ -21,7 +21,7 @@ class ChannelRegistry:
         self._codes = {pair: code for code, pair in enumerate(pairs, start=1)}
 
     @property
-    def codes(self) -> Mapping[tuple[str, str], int]:
+    def codes(self) -> dict[tuple[str, str], int]:
         """The code of each account, by its channel's name and its own."""
         return self._codes
 

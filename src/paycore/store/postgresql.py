@@ -29,7 +29,8 @@ from sqlalchemy.exc import DBAPIError
 from paycore.domain.errors import StoreUnavailableError
 from paycore.domain.verdicts import CaptureSource, CloseReason, PaymentState
 from paycore.failpoint import FailpointError, failpoint
-from paycore.store import lookups, tables
+from paycore.store import columns, lookups, tables
+from paycore.store.columns import IndexColumns
 from paycore.store.database import DatabaseRefusedError
 from paycore.store.postgresql_server import PostgresqlServer
 from paycore.store.protocol import Backlog, CommitUnknownError, FirstOutcomes, RowRefusedError, StoreBusyError
@@ -234,6 +235,9 @@ class PostgresqlStore:
 
     def load_record(self, payment_id: int) -> PaymentRecord | None:
         return self._read(lambda connection: lookups.load_records(connection, [payment_id]).get(payment_id))
+
+    def index_columns(self, before: int, limit: int) -> IndexColumns:
+        return self._read(lambda connection: columns.columns_before(connection, before, limit))
 
     def load_file(self, payment_id: int) -> PaymentFile | None:
         return self._read(lambda connection: lookups.load_file(connection, payment_id))

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from paycore.domain.verdicts import AttemptState
+from paycore.store.columns import IndexColumns
 from paycore.store.rows import (
     ChannelOrderRow,
     ExcessRow,
@@ -116,8 +117,12 @@ class WriteTransaction(Protocol):
         """Read the payments that exist, with attempts, outcome and excess; the absent ones are left out."""
         ...
 
+    def index_columns_of(self, payment_ids: Sequence[int]) -> IndexColumns:
+        """Read what the index holds of these payments, given ascending; the absent ones are left out."""
+        ...
+
     def lock_records(self, payment_ids: Iterable[int]) -> dict[int, PaymentRecord]:
-        """The same, and hold the payments, in ascending order, until the transaction ends.
+        """Read as ``load_records`` does, and hold the payments, in ascending order, until the transaction ends.
 
         Whoever decides on a record takes it by this: attempts, excess, failures and CLOSED are written under this lock
         alone. Only a first outcome is not (``insert_first_outcomes``): there the outcome's key arbitrates. Raises
@@ -229,6 +234,10 @@ class Store(Protocol):
 
     def load_record(self, payment_id: int) -> PaymentRecord | None:
         """Read one payment as committed."""
+        ...
+
+    def index_columns(self, before: int, limit: int) -> IndexColumns:
+        """Read what the index holds of the newest payments with an id below ``before``, at most ``limit``."""
         ...
 
     def load_file(self, payment_id: int) -> PaymentFile | None:

@@ -16,7 +16,8 @@ from sqlalchemy.exc import DBAPIError
 from paycore.domain.errors import StoreUnavailableError
 from paycore.domain.verdicts import CaptureSource, PaymentState
 from paycore.failpoint import FailpointError, failpoint
-from paycore.store import lookups, tables
+from paycore.store import columns, lookups, tables
+from paycore.store.columns import IndexColumns
 from paycore.store.engine import DatabaseRefusedError, SqliteFile
 from paycore.store.protocol import Backlog, CommitUnknownError, FirstOutcomes, RowRefusedError, StoreBusyError
 from paycore.store.rows import PaymentFile, PaymentRecord, Stamp
@@ -151,6 +152,9 @@ class SqliteStore:
 
     def load_record(self, payment_id: int) -> PaymentRecord | None:
         return self._read(lambda connection: lookups.load_records(connection, [payment_id]).get(payment_id))
+
+    def index_columns(self, before: int, limit: int) -> IndexColumns:
+        return self._read(lambda connection: columns.columns_before(connection, before, limit))
 
     def load_file(self, payment_id: int) -> PaymentFile | None:
         return self._read(lambda connection: lookups.load_file(connection, payment_id))

@@ -22,7 +22,8 @@ from sqlalchemy import (
 )
 
 from paycore.domain.verdicts import FINALLY_UNPAID, AttemptState
-from paycore.store import lookups, tables
+from paycore.store import columns, lookups, tables
+from paycore.store.columns import IndexColumns
 from paycore.store.protocol import CaptureKey, DueRefund, FailureNote, StoreBusyError
 from paycore.store.rows import (
     ChannelOrderRow,
@@ -140,6 +141,9 @@ class SqlTransaction:
 
     def load_records(self, payment_ids: Iterable[int]) -> dict[int, PaymentRecord]:
         return lookups.load_records(self._connection, payment_ids)
+
+    def index_columns_of(self, payment_ids: Sequence[int]) -> IndexColumns:
+        return columns.columns_of(self._connection, payment_ids)
 
     def find_payment_id(self, merchant_id: str, merchant_order_no: str) -> int | None:
         return lookups.find_payment_id(self._connection, merchant_id, merchant_order_no)

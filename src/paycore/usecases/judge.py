@@ -9,7 +9,7 @@ in memory that 2 is a duplicate of 1 and then losing 1 to another process would 
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 from paycore._dedupe import Index
@@ -22,6 +22,7 @@ from paycore.store.rows import PaymentRecord
 from paycore.usecases.quarantine import QuarantineBudget, QuarantineLimits
 from paycore.usecases.rare import Judged, RareItem, RarePlan, Terms
 from paycore.usecases.refund import RefundIntent
+from paycore.usecases.warm import load_columns
 from paycore.usecases.words import notification_at
 
 AccountCodes = Callable[[str, str], int]
@@ -73,11 +74,12 @@ class GroupJudge:
     def __init__(
         self,
         index: Index,
-        codes: Mapping[tuple[str, str], int],
+        codes: dict[tuple[str, str], int],
         late_grace_ms: int,
         quarantine_limits: QuarantineLimits,
     ) -> None:
         self._index = index
+        self._codes = codes
         self._accounts: AccountCodes = lambda channel, account: codes.get((channel, account), 0)
         self._late_grace_ms = late_grace_ms
         self._budget = QuarantineBudget(quarantine_limits)
@@ -111,8 +113,7 @@ class GroupJudge:
 
     def _load(self, transaction: WriteTransaction, payment_ids: list[int]) -> None:
         if payment_ids:
-            for record in transaction.load_records(payment_ids).values():
-                index_payment(self._index, record, self._accounts)
+            load_columns(self._index, transaction.index_columns_of(payment_ids), self._codes)
 
     def _judge_rare(
         self, transaction: WriteTransaction, items: list[RareItem], terms: Terms

@@ -14,7 +14,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import structlog
@@ -144,7 +144,7 @@ class Writer:
         store: Store,
         index: Index,
         *,
-        codes: Mapping[tuple[str, str], int],
+        codes: dict[tuple[str, str], int],
         clock: Clock,
         metrics: Metrics,
         late_grace_ms: int,
@@ -168,6 +168,7 @@ class Writer:
         self._writer_no: int | None = None
         self._group_no = 0
         self._last_size = 0
+        self._evicted = index.evicted
         self._thread = threading.Thread(target=self._serve, name="paycore-writer", daemon=True)
         metrics.watch_queue(lambda: self._queued)
         metrics.watch_index(lambda: len(index), lambda: index.nbytes)
@@ -348,6 +349,7 @@ class Writer:
         """Do what nobody waits for. It must not fail the group: that is durable now and would be run again."""
         try:
             self._judge.committed(result, stamp.recorded_at_ms)
+            self._count_evictions()
             for part in parts:
                 if not part.waiting.words and part.waiting.error is None:
                     cast(WriteUnit[Any], part.waiting.work).committed(self._index)
@@ -356,6 +358,11 @@ class Writer:
             self._report.committed(size, started_ns, words, result)
         except Exception:  # noqa: BLE001 - an index that was not told guesses wrong and asks; a count is lost
             _log.exception("after_commit_broke", writes=len(parts))
+
+    def _count_evictions(self) -> None:
+        if fresh := self._index.evicted - self._evicted:
+            self._evicted += fresh
+            self._metrics.index_evictions.inc(fresh)
 
     def _open_stream(self) -> int:
         self._writer_no = number = self._store.open_writer(self._clock.now_ms())
