@@ -121,7 +121,8 @@ def _warm(store: Store, index: Index, registry: ChannelRegistry, limit: int) -> 
     started_ns = time.perf_counter_ns()
     loaded = warm(store, index, registry.codes, limit)
     elapsed_ms = (time.perf_counter_ns() - started_ns) // 1_000_000
-    _log.info("index_warm", payments=loaded, index_bytes=index.nbytes, elapsed_ms=elapsed_ms)
+    if loaded:
+        _log.info("index_warm", payments=loaded, index_bytes=index.nbytes, elapsed_ms=elapsed_ms)
 
 
 def _pay_limits(settings: Settings) -> PayLimits:
