@@ -77,10 +77,21 @@ def test_notify_bench_without_json_prints_what_each_row_measures(tmp_path: Path)
 @pytest.mark.slow
 def test_index_bench_with_tiny_counts_gives_every_row() -> None:
     told = run_json("index", "--count", "1000", "--checks", "2000", "--rounds", "5")
-    assert (told["benchmark"], told["payments"]) == ("index", 1_000)
+    assert (told["benchmark"], told["count"]) == ("index", 1_000)
     assert "cpu" in told["machine"]
     assert [row["name"] for row in told["results"]] == INDEX_ROWS
-    assert all(row["ns_per_check"] > 0 for row in told["results"])
+    assert all(row["rate"] > 0 for row in told["results"])
+    figures = ("rate", "baseline_rate", "limit_rate", "p50_ms", "p99_ms", "longest_change_ms", "load_rate")
+    assert all(told[figure] > 0 for figure in (*figures, "load_rate_at_the_limit", "evicted", "bytes_each"))
+
+
+@pytest.mark.slow
+def test_index_bench_without_a_compiler_says_that_the_limit_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    told = run_json("index", "--count", "1000", "--checks", "2000", "--rounds", "5")
+    assert [row["name"] for row in told["results"]] == INDEX_ROWS[:3]
+    assert told["limit_rate"] is None
+    assert told["limit_skipped"].startswith("SKIPPED, no C compiler that works")
 
 
 NONE_WRITTEN = {"payment_outcome": 0, "quarantine": 0, "excess_payment": 0, "refund": 0}

@@ -35,8 +35,8 @@ class Result(NamedTuple):
     benchmark: str
     unit: str
     rate: float
-    baseline_rate: float
-    limit_rate: float
+    baseline_rate: float | None
+    limit_rate: float | None
     p50_ms: float | None
     p99_ms: float | None
     size: int

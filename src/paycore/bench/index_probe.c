@@ -1,7 +1,7 @@
 /* The check of a capture in bare C: the limit that the compiled index is held against.
  *
- * Entries, hash, probe order and prefetch distance are those of src/paycore/_dedupe.pyx; nothing else is here: no
- * growth, no removal, no groups, no Python. Compiled and called through ctypes by index_bench.py.
+ * Entries, segments, hash, probe order and prefetch distance are those of paycore/_table.pxd and _dedupe.pyx; nothing
+ * else is here: no growth, no removal, no groups, no Python. Compiled and called through ctypes by index_limit.py.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -19,9 +19,14 @@ typedef struct {
 } entry_t;
 
 typedef struct {
-    void *block;
     entry_t *entries;
-    size_t slots;
+    uint32_t slots;
+} segment_t;
+
+typedef struct {
+    void *block;
+    segment_t *segments;
+    unsigned segment_bits;
 } probe_t;
 
 static uint64_t mix(uint64_t key)
@@ -31,36 +36,59 @@ static uint64_t mix(uint64_t key)
     return key ^ (key >> 31);
 }
 
+static inline const segment_t *segment_of(const probe_t *probe, uint64_t hashed)
+{
+    return &probe->segments[(hashed >> 32) >> (32 - probe->segment_bits)];
+}
+
+static inline size_t slot_of(const probe_t *probe, const segment_t *segment, uint64_t hashed)
+{
+    return (uint64_t)(uint32_t)(hashed >> (32 - probe->segment_bits)) * segment->slots >> 32;
+}
+
 /* Release a table; NULL is allowed. */
 void probe_free(probe_t *probe)
 {
     if (probe != NULL) {
         free(probe->block);
+        free(probe->segments);
         free(probe);
     }
 }
 
-/* Make a table of open payments with one attempt each; NULL when memory ran out. slots: a power of two. */
-probe_t *probe_make(size_t slots, size_t count, const int64_t *ids, const int64_t *amounts, const uint8_t *currencies,
-                    const uint8_t *accounts, uint32_t validity_ms)
+/* Make a table of open payments with one attempt each, with as many slots a segment as there are in `slots`, which must
+ * be enough; NULL when memory ran out. */
+probe_t *probe_make(unsigned segment_bits, const uint32_t *slots, size_t count, const int64_t *ids,
+                    const int64_t *amounts, uint8_t currency, const uint8_t *accounts, uint32_t validity_ms)
 {
+    size_t segments = (size_t)1 << segment_bits, total = 0;
     probe_t *probe = calloc(1, sizeof *probe);
     if (probe == NULL)
         return NULL;
-    probe->block = calloc(slots * sizeof(entry_t) + 64, 1);
-    if (probe->block == NULL) {
+    for (size_t i = 0; i < segments; i++)
+        total += slots[i] + 1;
+    probe->segment_bits = segment_bits;
+    probe->segments = calloc(segments, sizeof(segment_t));
+    probe->block = calloc(total * sizeof(entry_t) + 64, 1);
+    if (probe->segments == NULL || probe->block == NULL) {
         probe_free(probe);
         return NULL;
     }
-    probe->entries = (entry_t *)(((uintptr_t)probe->block + 63) & ~(uintptr_t)63);
-    probe->slots = slots;
+    entry_t *entries = (entry_t *)(((uintptr_t)probe->block + 63) & ~(uintptr_t)63);
+    for (size_t i = 0; i < segments; i++) {
+        probe->segments[i].entries = entries;
+        probe->segments[i].slots = slots[i];
+        entries += slots[i] + (slots[i] & 1); /* on a cache line's start */
+    }
     for (size_t i = 0; i < count; i++) {
-        size_t slot = mix((uint64_t)ids[i]) & (slots - 1);
-        while (probe->entries[slot].key != 0)
-            slot = (slot + 1) & (slots - 1);
-        probe->entries[slot].key = (uint64_t)ids[i];
-        probe->entries[slot].money = (uint64_t)amounts[i] | (uint64_t)accounts[i] << 48;
-        probe->entries[slot].terms = validity_ms | (uint64_t)currencies[i] << 40 | 1ULL << 48 | 1ULL << 56;
+        uint64_t hashed = mix((uint64_t)ids[i]);
+        const segment_t *segment = segment_of(probe, hashed);
+        size_t slot = slot_of(probe, segment, hashed);
+        while (segment->entries[slot].key != 0)
+            slot = slot + 1 == segment->slots ? 0 : slot + 1;
+        segment->entries[slot].key = (uint64_t)ids[i];
+        segment->entries[slot].money = (uint64_t)amounts[i] | (uint64_t)accounts[i] << 48;
+        segment->entries[slot].terms = validity_ms | (uint64_t)currency << 40 | 1ULL << 48 | 1ULL << 56;
     }
     return probe;
 }
@@ -68,13 +96,17 @@ probe_t *probe_make(size_t slots, size_t count, const int64_t *ids, const int64_
 static inline uint32_t check(const probe_t *probe, int64_t id, uint8_t attempt, uint8_t account, int64_t amount,
                              uint8_t currency, int64_t paid_at, int64_t received_at)
 {
-    size_t slot = mix((uint64_t)id) & (probe->slots - 1);
-    const entry_t *entry = &probe->entries[slot];
+    uint64_t hashed = mix((uint64_t)id);
+    const segment_t *segment = segment_of(probe, hashed);
+    if (segment->slots == 0)
+        return 0;
+    size_t slot = slot_of(probe, segment, hashed);
+    const entry_t *entry = &segment->entries[slot];
     while (entry->key != (uint64_t)id) {
         if (entry->key == 0)
             return 0;
-        slot = (slot + 1) & (probe->slots - 1);
-        entry = &probe->entries[slot];
+        slot = slot + 1 == segment->slots ? 0 : slot + 1;
+        entry = &segment->entries[slot];
     }
     unsigned attempts = (unsigned)(entry->terms >> 56) & 63;
     if (attempt < 1 || attempt > attempts || entry->mask >> 63)
@@ -113,8 +145,11 @@ void probe_check(const probe_t *probe, int ahead, size_t count, const int64_t *i
                  const int64_t *received_at, uint32_t *verdicts)
 {
     for (size_t i = 0; i < count; i++) {
-        if (ahead && i + PREFETCH_AHEAD < count)
-            __builtin_prefetch(&probe->entries[mix((uint64_t)ids[i + PREFETCH_AHEAD]) & (probe->slots - 1)]);
+        if (ahead && i + PREFETCH_AHEAD < count) {
+            uint64_t hashed = mix((uint64_t)ids[i + PREFETCH_AHEAD]);
+            const segment_t *segment = segment_of(probe, hashed);
+            __builtin_prefetch(&segment->entries[slot_of(probe, segment, hashed)]);
+        }
         verdicts[i] = check(probe, ids[i], attempts[i], accounts[i], amounts[i], currencies[i], paid_at[i],
                             received_at[i]);
     }
