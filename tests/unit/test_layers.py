@@ -29,7 +29,8 @@ LAYERS = {
     "_table": set(),
     "_dedupe": {"_table"},
     "_protobuf": set(),
-    "_wire": {"_dedupe", "_protobuf"},
+    "_notes": {"_dedupe", "_protobuf"},
+    "_wire": {"_dedupe", "_notes", "_protobuf"},
     "_group": {"_wire", "_dedupe"},
     # A stub only names types, for type checkers; the compiled modules themselves take plain tuples.
     "_dedupe.pyi": {"domain"},
@@ -82,7 +83,7 @@ OUTSIDE = {
     # Cython's own: C declarations, nothing that runs.
     "cpython": {"_dedupe", "_group", "_wire"},
     "cython": {"_dedupe", "_group", "_wire"},
-    "libc": {"_dedupe", "_group", "_protobuf", "_table", "_wire"},
+    "libc": {"_dedupe", "_group", "_notes", "_protobuf", "_table", "_wire"},
 }
 
 STANDARD_LIBRARY = {
