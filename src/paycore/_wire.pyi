@@ -71,9 +71,9 @@ class Batch:
     ) -> tuple[str, str, str, int, int, str, str, int, int, int, str, str, bytes, dict[str, str] | str]:
         """Return the fields of a ``domain.notification.Notification``, in its order.
 
-        ``result`` and ``source`` are plain integers. ``paid_at_ms`` is rounded down, and moved to the nearest valid
-        Timestamp where it is none, for to be stored and shown again it has to be a time; ``decision.ABSENT_MS`` where
-        not given. The headers are a dictionary where the batch was read from bytes; of a batch made ``of_values`` every field is what was given, the headers therefore JSON text.
+        ``result`` and ``source`` are plain integers. ``paid_at_ms`` is rounded down and moved to the nearest valid
+        time, ``decision.ABSENT_MS`` where not given. The headers are a dictionary where the batch was read from
+        bytes; of a batch made ``of_values`` every field is what was given, the headers therefore JSON text.
         """
 
     def _record(self, position: int) -> tuple[int, int, int, int]:

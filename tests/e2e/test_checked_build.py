@@ -96,7 +96,7 @@ def sanitized() -> dict[str, str]:
         "UBSAN_OPTIONS": "halt_on_error=1",
         # Python's own arenas would hide what lies beyond a block.
         "PYTHONMALLOC": "malloc",
-        "PAYCORE_FUZZ_PERCENT": "10",
+        "PAYCORE_FUZZ_PERCENT": "5",
     }
 
 
