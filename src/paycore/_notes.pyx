@@ -38,7 +38,7 @@ cdef extern from *:
     #define paycore_from_little(word) (word)
     #endif
     """
-    # The range of a valid Timestamp, as in paycore.rpc.convert.
+    # The range of a valid Timestamp: from 0001-01-01T00:00:00Z on, and before the year 10000.
     const int64_t MIN_SECONDS "PAYCORE_MIN_SECONDS"
     const int64_t MAX_SECONDS "PAYCORE_MAX_SECONDS"
     uint64_t each_byte "PAYCORE_EACH_BYTE"(uint64_t byte) noexcept nogil
@@ -189,7 +189,11 @@ cdef Status read_timestamp(const uint8_t *at, const uint8_t *end, int depth, rea
 
 
 cdef inline int64_t instant_ms(int64_t seconds, int32_t nanos) noexcept nogil:
-    """Milliseconds of a Timestamp, as paycore.rpc.convert.instant_ms has them."""
+    """Read a Timestamp as milliseconds, rounded down. One that is not valid is moved to the nearest valid one.
+
+    Whether it is believed is decided later; to be stored and shown again it has to be a time. The millisecond that
+    stands for "not given" lies in 1969, where no pay time is believed anyway: it is moved, too.
+    """
     cdef int64_t at_ms
     if seconds < MIN_SECONDS:
         return MIN_SECONDS * 1000

@@ -6,6 +6,9 @@ Each row says by hand whether the bytes are taken, so that the library cannot ch
 from __future__ import annotations
 
 import pytest
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from paycore._wire import Decoder
 from paycore.domain.decision import ABSENT_MS
@@ -150,6 +153,30 @@ REFUSED = {
     "header value that is bad and then good": bytes.fromhex("5206120180120141"),
     "header key that is bad beside an unknown field": bytes.fromhex("52050a01801801"),
 }
+
+
+FIELDS: dict[type[Message], str] = {
+    Timestamp: "1 seconds int64, 2 nanos int32",
+    payment_service_pb2.NotifyRequest: (
+        "1 channel string, 2 account string, 3 channel_order_no string, 4 result enum, 5 amount_minor int64, "
+        "6 currency string, 7 channel_trade_no string, 8 paid_at message, 9 raw bytes, 10 headers message"
+    ),
+    payment_service_pb2.NotifyRequest.HeadersEntry: "1 key string, 2 value string",
+    payment_service_pb2.NotifyBatchRequest: "1 notifications message",
+    payment_service_pb2.NotifyResponse: (
+        "1 outcome enum, 2 replayed bool, 3 paid_at_untrusted bool, 4 payment_id int64, 5 attempt int32, "
+        "6 violations message"
+    ),
+    payment_service_pb2.FieldViolation: "1 field string, 2 rule string",
+    payment_service_pb2.NotifyBatchResponse: "1 answers message",
+}
+
+
+@pytest.mark.parametrize("message", FIELDS, ids=lambda message: message.DESCRIPTOR.name)
+def test_message_has_the_fields_that_the_compiled_wire_was_written_for(message: type[Message]) -> None:
+    names = {int(number): name.removeprefix("TYPE_").lower() for name, number in FieldDescriptorProto.Type.items()}
+    fields = [f"{field.number} {field.name} {names[field.type]}" for field in message.DESCRIPTOR.fields]
+    assert ", ".join(fields) == FIELDS[message]
 
 
 @pytest.mark.parametrize("data", TAKEN.values(), ids=TAKEN)
