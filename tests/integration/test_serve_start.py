@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from paycore.store.schema import migrate
+from tests.support.postgres import connected, fresh_postgres
 from tests.support.server import PAYCORE, ServerProcess, check_health, clean_environment
 
 SECONDS = 60
@@ -123,6 +124,16 @@ def test_serve_on_a_database_that_another_process_holds_says_so(db_path: Path) -
         holder.execute("BEGIN EXCLUSIVE")
         line = refusal(f"sqlite:///{db_path}")
     assert "try again" in line
+
+
+def test_serve_on_a_postgresql_that_is_held_says_so_without_the_password() -> None:
+    url = fresh_postgres()
+    with connected(url, autocommit=False) as holder:
+        holder.execute("LOCK TABLE writer IN ACCESS EXCLUSIVE MODE")
+        code, said = serve(url.replace("paycore@", "paycore:s3cret@"), "--workers", "2")
+    assert code == 1
+    assert "try again" in said.splitlines()[-1]
+    assert "s3cret" not in said
 
 
 def test_serve_with_a_wrong_setting_is_wrong_usage(db_path: Path) -> None:

@@ -26,7 +26,7 @@ from paycore.jobs.runner import run_every
 from paycore.metrics import Metrics
 from paycore.rpc.listen import LISTEN_SETTING, ListenRefusedError, parse_listen
 from paycore.settings import Settings
-from paycore.store.engine import DatabaseRefusedError
+from paycore.store.engine import DatabaseRefusedError, parse_database_url
 from paycore.store.protocol import Store, StoreBusyError
 from paycore.store.schema import open_store
 
@@ -53,7 +53,8 @@ async def serve(settings: Settings, announce: Callable[[Serving], None], tie: Su
         except (ListenRefusedError, DatabaseRefusedError) as error:
             raise StartRefusedError(str(error)) from None
         except (StoreUnavailableError, StoreBusyError) as error:
-            raise StartRefusedError(f"{settings.db}: cannot be written now ({error}); try again later") from None
+            shown = parse_database_url(settings.db).url
+            raise StartRefusedError(f"{shown}: cannot be written now ({error}); try again later") from None
         tasks = server.run_background(settings, stopping)
         announce(server.serving)
         _log.info("serving", address=server.serving.address, metrics_address=server.serving.metrics_address or None)
