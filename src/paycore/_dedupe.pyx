@@ -12,6 +12,7 @@ nothing; the methods raise MemoryError in that case, before any change.
 """
 
 cimport cython
+from libc.string cimport memset
 
 from paycore._table cimport (
     ACCOUNT_3_SHIFT,
@@ -23,6 +24,9 @@ from paycore._table cimport (
     STATE_SHIFT,
     TOP_BIT,
     entry_t,
+    probe_find,
+    probe_prefetch,
+    probe_t,
     table_capacity,
     table_find,
     table_free,
@@ -30,6 +34,7 @@ from paycore._table cimport (
     table_make,
     table_nbytes,
     table_prefetch,
+    table_probe,
     table_remove,
     table_reserve,
     table_t,
@@ -71,7 +76,7 @@ cdef inline bint at_most(int64_t time_ms, int64_t start_ms, int64_t allowance_ms
     return time_ms <= start_ms or <uint64_t>time_ms - <uint64_t>start_ms <= <uint64_t>allowance_ms
 
 
-cdef uint32_t judge_open(const facts_t *facts, const moment_t *moment) noexcept nogil:
+cdef inline uint32_t judge_open(const facts_t *facts, const moment_t *moment) noexcept nogil:
     """Judge a capture of an open payment by the channel's pay time, where that can be believed."""
     cdef bint trusted = (
         facts.created_at_ms <= moment.paid_at_ms
@@ -86,7 +91,7 @@ cdef uint32_t judge_open(const facts_t *facts, const moment_t *moment) noexcept 
     return NOTIFY_OUTCOME_LATE | VERDICT_FLAG_CLOSES
 
 
-cdef uint32_t judge(const facts_t *facts, const moment_t *moment) noexcept nogil:
+cdef inline uint32_t judge_inline(const facts_t *facts, const moment_t *moment) noexcept nogil:
     """Judge one success. The order of the rules is their precedence (paycore.domain.decision.decide)."""
     if not facts.known:
         return NOTIFY_OUTCOME_UNKNOWN
@@ -103,6 +108,10 @@ cdef uint32_t judge(const facts_t *facts, const moment_t *moment) noexcept nogil
     if facts.state == PAYMENT_STATE_CLOSED:
         return NOTIFY_OUTCOME_LATE
     return judge_open(facts, moment)
+
+
+cdef uint32_t judge(const facts_t *facts, const moment_t *moment) noexcept nogil:
+    return judge_inline(facts, moment)
 
 
 def decide(facts, moment):
@@ -314,12 +323,19 @@ cdef int entry_read(entry_t *entry, tuple row, dict currencies) except -1:
 cdef uint32_t table_check(const table_t *table, const capture_t *capture, int64_t late_grace_ms) noexcept nogil:
     """Guess the verdict of a capture from what is cached: see Index.check."""
     cdef entry_t *entry = NULL
+    if not table_find(table, <uint64_t>capture.payment_id, &entry):
+        return VERDICT_MISS
+    return entry_check(entry, capture, late_grace_ms)
+
+
+cdef inline uint32_t entry_check(
+    const entry_t *entry, const capture_t *capture, int64_t late_grace_ms
+) noexcept nogil:
+    """The same for a payment that is cached."""
     cdef facts_t facts
     cdef moment_t moment
     cdef uint32_t verdict
     cdef int64_t account
-    if not table_find(table, <uint64_t>capture.payment_id, &entry):
-        return VERDICT_MISS
     if capture.attempt < 1 or capture.attempt > entry_attempts(entry) or entry.mask & TOP_BIT:
         return VERDICT_MISS
     account = entry_account(entry, capture.attempt)
@@ -343,7 +359,7 @@ cdef uint32_t table_check(const table_t *table, const capture_t *capture, int64_
     moment.paid_at_ms = capture.paid_at_ms
     moment.received_at_ms = capture.received_at_ms
     moment.late_grace_ms = late_grace_ms
-    verdict = judge(&facts, &moment)
+    verdict = judge_inline(&facts, &moment)
     # A capture of another attempt may wait for this outcome to be refunded: only the rows tell.
     if verdict & 0xFF == NOTIFY_OUTCOME_ACCEPTED and entry.mask == 0:
         return verdict
@@ -355,20 +371,32 @@ cdef void table_check_many(
 ) noexcept nogil:
     """Check captures in turn, with the cache lines of the next ones already on their way."""
     cdef capture_t capture
+    cdef probe_t probes[PREFETCH_AHEAD]
+    cdef probe_t probe
+    cdef entry_t *entry = NULL
     cdef size_t i
+    if table.segments == NULL:
+        memset(columns.verdicts, 0, count * sizeof(uint32_t))
+        return
     for i in range(min(count, <size_t>PREFETCH_AHEAD)):
-        table_prefetch(table, <uint64_t>columns.payment_ids[i])
+        probes[i] = table_probe(table, <uint64_t>columns.payment_ids[i])
+        probe_prefetch(probes[i])
     for i in range(count):
+        probe = probes[i % PREFETCH_AHEAD]
         if count - i > PREFETCH_AHEAD:
-            table_prefetch(table, <uint64_t>columns.payment_ids[i + PREFETCH_AHEAD])
+            probes[i % PREFETCH_AHEAD] = table_probe(table, <uint64_t>columns.payment_ids[i + PREFETCH_AHEAD])
+            probe_prefetch(probes[i % PREFETCH_AHEAD])
         capture.payment_id = columns.payment_ids[i]
+        if not probe_find(probe, <uint64_t>capture.payment_id, &entry):
+            columns.verdicts[i] = VERDICT_MISS
+            continue
         capture.attempt = columns.attempts[i]
         capture.account_code = columns.accounts[i]
         capture.amount_minor = columns.amounts[i]
         capture.currency_code = columns.currencies[i]
         capture.paid_at_ms = columns.paid_at[i]
         capture.received_at_ms = columns.received_at[i]
-        columns.verdicts[i] = table_check(table, &capture, late_grace_ms)
+        columns.verdicts[i] = entry_check(entry, &capture, late_grace_ms)
 
 
 # ---- The class -------------------------------------------------------------------------------------------

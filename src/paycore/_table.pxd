@@ -98,36 +98,55 @@ cdef inline uint32_t slot_of(const table_t *table, const segment_t *segment, uin
     return <uint32_t>(fraction * segment.slots >> 32)
 
 
-cdef inline bint table_find(const table_t *table, uint64_t key, entry_t **found) noexcept nogil:
-    """Find a payment. `found` points into the table until the next insert; it is set only when True is returned."""
+cdef struct probe_t:
+    # Where the search for a key starts; good until the next insert.
+    const segment_t *segment
+    uint32_t slot
+
+
+cdef inline probe_t table_probe(const table_t *table, uint64_t key) noexcept nogil:
+    """Start the search for a key. The table must have its directory."""
     cdef uint64_t hashed = mix(key)
-    cdef const segment_t *segment
-    cdef uint32_t slot, left
-    if table.segments == NULL or key == 0 or key & TOP_BIT:
+    cdef probe_t probe
+    probe.segment = &table.segments[segment_number(table, hashed)]
+    probe.slot = slot_of(table, probe.segment, hashed)
+    return probe
+
+
+cdef inline bint probe_find(probe_t probe, uint64_t key, entry_t **found) noexcept nogil:
+    """Go on with a search; `found` is set only when True is returned."""
+    cdef entry_t *entries = probe.segment.entries
+    cdef uint32_t slot = probe.slot
+    cdef uint32_t left = probe.segment.slots
+    if key == 0 or key & TOP_BIT:
         return False
-    segment = &table.segments[segment_number(table, hashed)]
-    slot = slot_of(table, segment, hashed)
-    left = segment.slots
     while left:
-        if segment.entries[slot].key == key:
-            found[0] = &segment.entries[slot]
+        if entries[slot].key == key:
+            found[0] = &entries[slot]
             return True
-        if segment.entries[slot].key == 0:
+        if entries[slot].key == 0:
             return False
         slot += 1
-        if slot == segment.slots:
+        if slot == probe.segment.slots:
             slot = 0
         left -= 1
     return False
 
 
+cdef inline bint table_find(const table_t *table, uint64_t key, entry_t **found) noexcept nogil:
+    """Find a payment. `found` points into the table until the next insert; it is set only when True is returned."""
+    return table.segments != NULL and probe_find(table_probe(table, key), key, found)
+
+
+cdef inline void probe_prefetch(probe_t probe) noexcept nogil:
+    """Start to fetch what probe_find will read first."""
+    paycore_prefetch(&probe.segment.entries[probe.slot])
+
+
 cdef inline void table_prefetch(const table_t *table, uint64_t key) noexcept nogil:
     """Start to fetch what table_find will read first."""
-    cdef uint64_t hashed = mix(key)
-    cdef const segment_t *segment
     if table.segments != NULL:
-        segment = &table.segments[segment_number(table, hashed)]
-        paycore_prefetch(&segment.entries[slot_of(table, segment, hashed)])
+        probe_prefetch(table_probe(table, key))
 
 
 cdef inline void undo_push(undo_log_t *log, table_t *table, const entry_t *before) noexcept nogil:
