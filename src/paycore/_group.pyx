@@ -9,7 +9,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, qsort
+from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memset
 
 from paycore._dedupe cimport (
@@ -20,6 +20,7 @@ from paycore._dedupe cimport (
     VERDICT_FLAG_REPLAYED,
     capture_t,
 )
+from paycore._wire cimport allocate, release
 
 cdef extern from *:
     """
@@ -100,9 +101,7 @@ cdef class Group:
         cdef Py_ssize_t start, stop
         self.index = index
         self.batches = []
-        self.slices = <slice_t *>calloc(max(len(pieces), 1), sizeof(slice_t))
-        if self.slices == NULL:
-            raise MemoryError("no memory for a group")
+        self.slices = <slice_t *>allocate(max(len(pieces), 1), sizeof(slice_t))
         for batch, start, stop in pieces:
             if not 0 <= start <= stop <= batch.count:
                 raise ValueError(f"no words {start} to {stop} in a batch of {batch.count}")
@@ -112,13 +111,11 @@ cdef class Group:
             self.slices[self.slice_count].count = stop - start
             self.slice_count += 1
             self.word_count += stop - start
-        self.picks = <pick_t *>calloc(max(self.word_count, 1), sizeof(pick_t))
-        if self.picks == NULL:
-            raise MemoryError("no memory for a group")
+        self.picks = <pick_t *>allocate(max(self.word_count, 1), sizeof(pick_t))
 
     def __dealloc__(self):
-        free(self.slices)
-        free(self.picks)
+        release(self.slices)
+        release(self.picks)
 
     def missing(self):
         cdef const slice_t *piece

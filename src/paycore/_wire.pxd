@@ -12,6 +12,10 @@ from libc.stdint cimport int64_t
 # Named here for those who cimport _wire, too.
 from paycore._notes cimport names_t, note_t, span_t
 
+# Blocks that a test may count, and let fail. With the GIL held; zeroed; a block is its taker's until released.
+cdef void *allocate(size_t count, size_t size) except NULL
+cdef void release(void *block) noexcept
+
 
 @cython.final
 cdef class Batch:

@@ -110,10 +110,10 @@ class Batch:
         """
 
 def _fail_allocation_after(count: int) -> None:
-    """For tests only: let ``count`` more allocations of this module succeed, then fail every one.
+    """For tests only: let ``count`` more allocations of this module and of _group succeed, then fail every one.
 
     A negative count ends that. The setting is the process's, not one batch's.
     """
 
 def _blocks_held() -> int:
-    """How many blocks of memory all batches and decoders of this process hold. For tests."""
+    """How many blocks of memory all batches, decoders and groups of this process hold. For tests."""

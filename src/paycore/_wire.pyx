@@ -61,7 +61,8 @@ class MalformedError(ValueError):
 
 # ---- Memory ----------------------------------------------------------------------------------------------
 
-# Every block of this module is taken and released here, with the GIL held. So a test can make an allocation fail.
+# Every block of this module and of _group is taken and released here, with the GIL held. So a test can make an
+# allocation fail.
 cdef long long allocations_left = -1   # negative: no bound
 cdef Py_ssize_t blocks_held = 0
 
