@@ -1,7 +1,7 @@
 """Reads that are the same for every database. Each takes a connection whose transaction the caller owns."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     ARRAY,
@@ -9,6 +9,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Table,
+    Text,
     and_,
     any_,
     bindparam,
@@ -36,18 +37,22 @@ from paycore.store.rows import (
     Stamp,
 )
 
+_Id = TypeVar("_Id", int, str)
+
 _CHUNK = 500
 """Ids in one IN list: far below every database's limit on parameters."""
 
 
-def _one_of(connection: Connection, column: ColumnElement[int], ids: Sequence[int]) -> ColumnElement[bool]:
+def _one_of(
+    connection: Connection, column: ColumnElement[_Id], ids: Sequence[_Id], kind: type[BigInteger | Text] = BigInteger
+) -> ColumnElement[bool]:
     """Tell whether a column is one of these ids: an array where there are arrays, so that the statement is one."""
     if connection.dialect.name == "postgresql":
-        return column == any_(literal(ids, ARRAY(BigInteger)))
+        return column == any_(literal(ids, ARRAY(kind)))
     return column.in_(bindparam("ids", ids, expanding=True))
 
 
-def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+def _chunks(ids: Sequence[_Id]) -> Iterator[Sequence[_Id]]:
     for start in range(0, len(ids), _CHUNK):
         yield ids[start : start + _CHUNK]
 
@@ -137,6 +142,19 @@ def excess_of(connection: Connection, payment_ids: Sequence[int]) -> set[int]:
         for payment_id in connection.execute(
             select(table.c.payment_id).where(_one_of(connection, table.c.payment_id, ids))
         ).scalars()
+    }
+
+
+def evidence_on_record(connection: Connection, quarantine_ids: Collection[str]) -> dict[str, tuple[int, int]]:
+    """Which of this evidence lies in quarantine, each with the (writer_no, group_no) that put it there first."""
+    table = tables.quarantine
+    columns = (table.c.quarantine_id, table.c.writer_no, table.c.group_no)
+    return {
+        quarantine_id: (writer_no, group_no)
+        for ids in _chunks(sorted(quarantine_ids))
+        for quarantine_id, writer_no, group_no in connection.execute(
+            select(*columns).where(_one_of(connection, table.c.quarantine_id, ids, Text))
+        )
     }
 
 

@@ -8,7 +8,7 @@ A ``Store`` has one writer, used by one thread, and any number of readers. The e
 * ``StoreUnavailableError`` (domain): disk full, read-only, damaged, gone. Nothing was kept.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
@@ -182,6 +182,10 @@ class WriteTransaction(Protocol):
 
     def insert_refunds(self, rows: Sequence[RefundRow], first_tries: Sequence[RefundTryRow]) -> None:
         """Insert refund intents, each with its first try. Those that exist are left alone."""
+        ...
+
+    def evidence_on_record(self, quarantine_ids: Collection[str]) -> dict[str, tuple[int, int]]:
+        """Return the evidence of these that lies in quarantine already, each with its (writer_no, group_no)."""
         ...
 
     def put_quarantine(self, rows: Sequence[QuarantineRow], *, maybe_counted: bool = False) -> None:

@@ -5,7 +5,7 @@ errors of its driver mean what. Every statement names the payments that it touch
 keys, and nothing reads rows of many payments and writes in one statement: a database sharded by payment_id runs each.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -222,6 +222,9 @@ class SqlTransaction:
     def insert_refunds(self, rows: Sequence[RefundRow], first_tries: Sequence[RefundTryRow]) -> None:
         self._insert(self._inserts.refund, sorted(rows))
         self._insert(self._inserts.refund_try, sorted(first_tries))
+
+    def evidence_on_record(self, quarantine_ids: Collection[str]) -> dict[str, tuple[int, int]]:
+        return lookups.evidence_on_record(self._connection, quarantine_ids)
 
     def put_quarantine(self, rows: Sequence[QuarantineRow], *, maybe_counted: bool = False) -> None:
         statement = self._inserts.quarantine_again if maybe_counted else self._inserts.quarantine

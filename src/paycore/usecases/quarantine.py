@@ -27,13 +27,16 @@ class QuarantineBudget:
 
     def room(self, source: int, now_ms: int) -> int:
         """How many rows a source may add now. source: the account's code, 0 for all that are not configured."""
-        return self._refilled(source, now_ms) // _MS_PER_MINUTE
+        return self._refill(source, now_ms) // _MS_PER_MINUTE
 
     def spend(self, source: int, rows: int, now_ms: int) -> None:
         """Take off rows that were committed."""
-        self._left[source] = (self._refilled(source, now_ms) - rows * _MS_PER_MINUTE, now_ms)
+        self._left[source] = (self._refill(source, now_ms) - rows * _MS_PER_MINUTE, now_ms)
 
-    def _refilled(self, source: int, now_ms: int) -> int:
+    def _refill(self, source: int, now_ms: int) -> int:
         left, at_ms = self._left.get(source, (self._full, now_ms))
-        # A clock that steps back refills nothing.
-        return min(self._full, left + max(0, now_ms - at_ms) * self._limits.per_minute)
+        # A clock that steps back refills nothing, and what it says from then on counts: a source that has nothing left
+        # need not wait until the clock is where it was.
+        left = min(self._full, left + max(0, now_ms - at_ms) * self._limits.per_minute)
+        self._left[source] = (left, now_ms)
+        return left

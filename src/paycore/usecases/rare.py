@@ -70,6 +70,13 @@ class Terms(NamedTuple):
     budget: QuarantineBudget
 
 
+class _Evidence(NamedTuple):
+    """What a word would add to quarantine. place: where the word stands among those judged."""
+
+    place: int
+    row: QuarantineRow
+
+
 class RarePlan:
     """What a round of the rare path is going to write. Records change as it is made, so the next is judged on it."""
 
@@ -85,7 +92,7 @@ class RarePlan:
         self.outcomes: list[OutcomeRow] = []
         self._excess: list[ExcessRow] = []
         self._failures: list[FailureNote] = []
-        self._quarantine: dict[str, QuarantineRow] = {}
+        self._evidence: list[_Evidence] = []
 
     def add(self, item: RareItem) -> None:
         """Judge one notification and plan what it writes."""
@@ -97,12 +104,9 @@ class RarePlan:
         else:
             packed = self._judge_success(notification, order, record, attempt)
         outcome = NotifyOutcome(packed & _OUTCOME_MASK)
-        if (
-            outcome in QUARANTINE_REASONS
-            and not packed & VerdictFlag.REPLAYED
-            and not self._put_quarantine(notification, order, outcome)
-        ):
-            packed = NotifyOutcome.THROTTLED
+        if outcome in QUARANTINE_REASONS and not packed & VerdictFlag.REPLAYED:
+            row = _quarantine_row(notification, order, outcome, self._stamp)
+            self._evidence.append(_Evidence(len(self._judged), row))
         self._judged.append((item, _verdict(packed, order if attempt else None)))
 
     def answer(self) -> list[Judged]:
@@ -127,11 +131,45 @@ class RarePlan:
         failures = [note for note in self._failures if note.payment_id not in lost]
         if failures:
             transaction.note_failures(failures)
-        evidence = [row for row in self._quarantine.values() if row.payment_id not in lost]
+        evidence = [one for one in self._evidence if one.row.payment_id not in lost]
         if evidence:
-            transaction.put_quarantine(evidence, maybe_counted=bool(self._own_tries))
-        self._judged = [(item, verdict) for item, verdict in self._judged if verdict.payment_id not in lost]
+            self._put_quarantine(transaction, evidence)
+        self._judged = [
+            (item, verdict) for item, verdict in self._judged if not item.order or item.order.payment_id not in lost
+        ]
         return intents
+
+    def _put_quarantine(self, transaction: WriteTransaction, evidence: Sequence[_Evidence]) -> None:
+        """Keep evidence; what is new and beyond the allowance of its source is not kept, and its word throttled."""
+        on_record = transaction.evidence_on_record({row.quarantine_id for _, row in evidence})
+        rows: dict[str, QuarantineRow] = {}
+        for place, row in evidence:
+            before = rows.get(row.quarantine_id)
+            if before is not None:
+                rows[row.quarantine_id] = before._replace(
+                    last_seen_at_ms=row.last_seen_at_ms, arrivals=before.arrivals + 1
+                )
+            elif self._may_keep(row, on_record.get(row.quarantine_id)):
+                rows[row.quarantine_id] = row
+            else:
+                item, verdict = self._judged[place]
+                throttled = verdict._replace(outcome=NotifyOutcome.THROTTLED, flags=VerdictFlag.NONE)
+                self._judged[place] = (item, throttled)
+        if rows:
+            transaction.put_quarantine(list(rows.values()), maybe_counted=bool(self._own_tries))
+
+    def _may_keep(self, row: QuarantineRow, recorded_by: tuple[int, int] | None) -> bool:
+        """Whether evidence is on record already, or within its source's allowance, which it then takes."""
+        if recorded_by is not None and recorded_by not in self._own_tries:
+            return True
+        source = self._terms.accounts(row.channel, row.account)
+        # What an earlier try of this group wrote is there, and takes its allowance now.
+        if recorded_by is None and self._quarantined[source] >= self._terms.budget.room(
+            source, self._stamp.recorded_at_ms
+        ):
+            return False
+        self._quarantined[source] += 1
+        return True
 
     def _owed(self, new_excess: Sequence[ExcessRow], lost: set[int]) -> list[RefundIntent]:
         """Refunds for the new excess, and where the outcome is new too, for the excess that waited for it."""
@@ -217,24 +255,6 @@ class RarePlan:
     def _set_outcome(self, record: PaymentRecord, row: OutcomeRow) -> None:
         record.outcome = row
         self.outcomes.append(row)
-
-    def _put_quarantine(self, notification: Notification, order: ChannelOrderNo | None, reason: NotifyOutcome) -> bool:
-        """Plan to keep evidence; False where its source has used up its allowance."""
-        row = _quarantine_row(notification, order, reason, self._stamp)
-        known = self._quarantine.get(row.quarantine_id)
-        if known is not None:
-            row = known._replace(last_seen_at_ms=row.last_seen_at_ms, arrivals=known.arrivals + 1)
-        elif not self._within_allowance(notification):
-            return False
-        self._quarantine[row.quarantine_id] = row
-        return True
-
-    def _within_allowance(self, notification: Notification) -> bool:
-        source = self._terms.accounts(notification.channel, notification.account)
-        if self._quarantined[source] >= self._terms.budget.room(source, self._stamp.recorded_at_ms):
-            return False
-        self._quarantined[source] += 1
-        return True
 
 
 def compare_capture(

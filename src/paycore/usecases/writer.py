@@ -278,8 +278,8 @@ class Writer:
             seen = self._queued
             time.sleep(GATHER_PAUSE_SECONDS)
 
-    def _commit(self, parts: Sequence[_Part]) -> None:
-        own_tries: set[tuple[int, int]] = set()
+    def _commit(self, parts: Sequence[_Part], earlier_tries: frozenset[tuple[int, int]] = frozenset()) -> None:
+        own_tries = set(earlier_tries)
         error: PaycoreError = StoreUnavailableError("STORE_BUSY", "another process holds the database")
         for _ in range(MAX_TRIES):
             try:
@@ -297,7 +297,7 @@ class Writer:
                 break
             except Exception as refusal:  # noqa: BLE001 - whatever a row causes, the others of its group go on
                 self._count_failure("refused")
-                self._halve(parts, refusal)
+                self._halve(parts, refusal, frozenset(own_tries))
                 return
             else:
                 self._on_health(True)
@@ -307,11 +307,11 @@ class Writer:
         for part in parts:
             part.waiting.error = error
 
-    def _halve(self, parts: Sequence[_Part], refusal: Exception) -> None:
+    def _halve(self, parts: Sequence[_Part], refusal: Exception, own_tries: frozenset[tuple[int, int]]) -> None:
         first, second = _halves(parts)
         if second:
-            self._commit(first)
-            self._commit(second)
+            self._commit(first, own_tries)
+            self._commit(second, own_tries)
             return
         _log.error("row_refused", error=repr(refusal))
         (part,) = parts
