@@ -21,7 +21,7 @@ BUILD_INPUTS := pyproject.toml setup.py $(shell find protos -name '*.proto') $(w
 CYTHON_SOURCES := $(wildcard src/paycore/*.pyx src/paycore/*.pxd)
 TYPED := src tests $(wildcard benchmarks) $(wildcard examples)
 
-.PHONY: help setup demo serve test check bench mutants proto clean
+.PHONY: help setup demo serve test check bench bench-docs mutants proto clean
 
 help:
 	@echo "make setup    create .venv and install paycore into it, with everything for development"
@@ -30,6 +30,7 @@ help:
 	@echo "make test     run all tests"
 	@echo "make check    lint, format, types, Cython and protobuf checks"
 	@echo "make bench    run the benchmarks"
+	@echo "make bench-docs  run them all and write what they said into docs/"
 	@echo "make mutants  break each money rule in turn and see its test go red"
 	@echo "make proto    generate src/paycore/v1 from protos/"
 	@echo "make clean    remove everything that the other verbs made"
@@ -87,6 +88,9 @@ $(BUF_INSTALLED): package.json package-lock.json .npmrc
 
 bench: setup
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-docs: setup
+	$(BIN)/python -m benchmarks report $(ARGS)
 
 mutants: setup
 	$(BIN)/python tests/mutants/run.py $(ARGS)

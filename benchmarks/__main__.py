@@ -7,8 +7,10 @@ import pkgutil
 import sys
 
 import benchmarks
+from benchmarks import report
 
 SUFFIX = "_bench"
+REPORT = "report"
 
 
 def names() -> list[str]:
@@ -25,9 +27,11 @@ def run(name: str, arguments: list[str]) -> int:
 
 def main(arguments: list[str]) -> int:
     """Run what is named, or everything; options without a name go to every benchmark."""
+    if arguments and arguments[0] == REPORT:
+        return report.main(arguments[1:])
     if arguments and not arguments[0].startswith("-"):
         if arguments[0] not in names():
-            print(f"no benchmark {arguments[0]!r}; there are: {', '.join(names())}", file=sys.stderr)
+            print(f"no benchmark {arguments[0]!r}; there are: {', '.join(names())}, and {REPORT}", file=sys.stderr)
             return 2
         return run(arguments[0], arguments[1:])
     return max(run(name, arguments) for name in names())

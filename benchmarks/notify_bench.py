@@ -85,19 +85,20 @@ class Row(NamedTuple):
 class Bench:
     """The measurements so far, and what is needed to take the next ones."""
 
-    def __init__(self, prepared: Prepared, folder: Path, load: Load, cores: Cores, empty: Server) -> None:
+    def __init__(self, prepared: Prepared, folder: Path, load: Load, cores: Cores, empty: Server, workers: int) -> None:
         self._prepared = prepared
         self._folder = folder
         self._load = load
         self._cores = cores
         self._empty = empty
+        self._flags = ["--workers", str(workers)] if workers > 1 else []
         self.samples: dict[str, list[Sample]] = {}
         self.meanings = {EMPTY: EMPTY_MEANING, BARE: BARE_MEANING, FULL: FULL_MEANING}
 
     def run_once(self) -> None:
         """Measure every case once, on a fresh copy of the prepared database."""
         database = self._copy_database()
-        with paycore_server(f"sqlite:///{database}", self._folder, self._cores.server) as server:
+        with paycore_server(f"sqlite:///{database}", self._folder, self._cores.server, self._flags) as server:
             self._make_known(server, database)
             for case in self._prepared.cases:
                 baseline_rate = self._measure_empty(case.bodies)
@@ -304,6 +305,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks notify", description=__doc__)
     parser.add_argument("--count", type=at_least(1), default=10_000, help="calls a case and run (default 10,000)")
     parser.add_argument("--runs", type=at_least(1), default=5, help="runs of all cases, in turn (default 5)")
+    parser.add_argument("--workers", type=at_least(1), default=1, help="of paycore serve; more than one: not pinned")
     parser.add_argument("--load", choices=("auto", "h2load", "grpc"), default="auto", help="what makes the load")
     parser.add_argument("--folder", type=Path, help="where the databases are made: a local disk (default: TMPDIR)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -312,19 +314,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def measure(options: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, str]]:
     """Prepare, run everything, and return the rows and what they were taken on."""
-    cores = choose_cores()
+    cores = choose_cores() if options.workers == 1 else Cores(None, None)
     load = choose_load(options.load, folder, cores.load)
     about = machine.describe() | {
         "sqlite": sqlite3.sqlite_version,
         "fsync": f"{fsync_ms(folder):.2f} ms for 4 KiB",
         "load": load.description,
         "cores": cores.description,
+        "workers": str(options.workers),
     }
     prepared = prepare(folder, options.count)
     with empty_server(folder, cores.server) as empty:
         warm_up = prepared.making_known._replace(messages=min(WARM_UP, options.count))
         load.run(empty.address, METHOD, warm_up)
-        bench = Bench(prepared, folder, load, cores, empty)
+        bench = Bench(prepared, folder, load, cores, empty, options.workers)
         for _ in range(options.runs):
             bench.run_once()
     return bench.rows(), about

@@ -19,7 +19,7 @@ from paycore.bench.notify import Counted, Phase, accepted, check, mixed
 from paycore.bench.payments import Cycle, Lot, amount_minor, trade_no
 from paycore.bench.processes import empty_server
 from paycore.bench.result import CountError, percentile_ms
-from paycore.bench.words import BLOCK, PAYMENTS_A_BLOCK, Said, Writer, failures, first_words, mixed_words
+from paycore.bench.words import BLOCK, PAYMENTS_A_BLOCK, Said, Writer, first_words, mixed_words
 from paycore.store.schema import open_store
 from paycore.v1 import payment_service_pb2
 
@@ -126,7 +126,7 @@ def database(tmp_path: Path) -> SqliteDatabase:
 
 @pytest.fixture
 def lot() -> Lot:
-    return Lot(now_ms() - 100_000, 3 * PAYMENTS_A_BLOCK, 7, failed_first=True, cycle=Cycle(PAYMENTS_A_BLOCK, 10, 5))
+    return Lot(now_ms() - 100_000, 3 * PAYMENTS_A_BLOCK, 7, cycle=Cycle(PAYMENTS_A_BLOCK, 10, 5))
 
 
 def test_payments_written_in_bulk_are_what_the_store_reads(database: SqliteDatabase, lot: Lot) -> None:
@@ -143,10 +143,10 @@ def test_payments_written_in_bulk_are_what_the_store_reads(database: SqliteDatab
             assert record is not None
             assert record.payment.amount_minor == amount_minor(ids[place])
             twice, expired = place % PAYMENTS_A_BLOCK < 10, place % PAYMENTS_A_BLOCK >= PAYMENTS_A_BLOCK - 5
-            assert sorted(record.attempts) == ([1, 2, 3] if twice else [1, 2])
+            assert sorted(record.attempts) == ([1, 2] if twice else [1])
             assert (record.payment.expire_at_ms - record.payment.recorded_at_ms == 1) == expired
             assert record.outcome is not None
-            assert record.outcome.channel_trade_no == trade_no(ids[place], 2)
+            assert record.outcome.channel_trade_no == trade_no(ids[place], 1)
     finally:
         store.dispose()
     assert database.counts() == dict.fromkeys(COUNTED, 0) | {"payment_outcome": lot.size}
@@ -155,7 +155,7 @@ def test_payments_written_in_bulk_are_what_the_store_reads(database: SqliteDatab
 @pytest.mark.parametrize("evidence", [False, True])
 def test_words_of_templates_are_what_protobuf_writes(lot: Lot, evidence: bool) -> None:
     writer = Writer(lot.end_ms // 1_000 + 1, evidence=evidence)
-    for said in (list(first_words(lot)), list(failures(lot))):
+    for said in (list(first_words(lot)), [Said(payment_id, 2) for payment_id in lot.ids()]):
         message = payment_service_pb2.NotifyBatchRequest.FromString(writer.batch(said))
         words = list(message.notifications)
         assert [payment_service_pb2.NotifyRequest.FromString(writer.word(one)) for one in said] == words
@@ -167,12 +167,12 @@ def test_words_of_templates_are_what_protobuf_writes(lot: Lot, evidence: bool) -
 
 
 def test_stream_that_is_not_clean_has_its_shares(lot: Lot) -> None:
-    unknown = Lot(lot.end_ms, 3, 8, failed_first=True)
+    unknown = Lot(lot.end_ms, 3, 8)
     said = list(mixed_words(lot, unknown))
     assert len(said) == 3 * BLOCK
     ids = set(lot.ids())
     assert sum(word.payment_id not in ids for word in said) == 3
-    assert sum(word.attempt == 3 for word in said) == 30
+    assert sum(word.attempt == 2 for word in said) == 30
     assert len(said) - len(set(said)) == 30, "words told again"
     assert {word.payment_id for word in said} >= ids
 

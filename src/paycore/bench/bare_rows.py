@@ -20,8 +20,8 @@ def outcomes(lot: Lot) -> Iterator[OutcomeRow]:
         yield OutcomeRow(
             payment_id=payment_id,
             state=PaymentState.PAID,
-            attempt=lot.open_attempt,
-            channel_trade_no=trade_no(payment_id, lot.open_attempt),
+            attempt=1,
+            channel_trade_no=trade_no(payment_id, 1),
             amount_minor=amount_minor(payment_id),
             currency=CURRENCY,
             paid_at_ms=at_ms,

@@ -3,7 +3,7 @@
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
@@ -38,6 +38,10 @@ class Database(Protocol):
 
     def counts(self) -> dict[str, int]:
         """How many rows each of ``COUNTED`` holds."""
+        ...
+
+    def scan(self, query: str) -> int:
+        """Read every row of a query through the driver, some at a time; return how many there were."""
         ...
 
     def facts(self) -> Mapping[str, str]:
@@ -79,6 +83,10 @@ class SqliteDatabase:
         with closing(self._connect()) as connection:
             return {table: int(connection.execute(count_sql(table)).fetchone()[0]) for table in COUNTED}
 
+    def scan(self, query: str) -> int:
+        with closing(self._connect()) as connection:
+            return count_rows(connection.execute(query).fetchmany)
+
     def facts(self) -> Mapping[str, str]:
         return {
             "database": f"SQLite {sqlite3.sqlite_version}, WAL, synchronous=FULL",
@@ -93,6 +101,14 @@ def steps(count: int) -> Iterator[tuple[int, int]]:
     """The places of a lot in parts: the first, and the one after the last."""
     for first in range(0, count, ROWS_A_STEP):
         yield first, min(first + ROWS_A_STEP, count)
+
+
+def count_rows(fetch: Callable[[int], Sequence[object]]) -> int:
+    """Fetch rows, many at a time, until there are none."""
+    count = 0
+    while rows := fetch(ROWS_A_STEP):
+        count += len(rows)
+    return count
 
 
 def count_sql(table: str) -> str:

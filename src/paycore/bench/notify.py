@@ -28,7 +28,6 @@ from paycore.bench.words import (
     UNKNOWN,
     Said,
     Writer,
-    failures,
     first_words,
     mixed_words,
 )
@@ -37,7 +36,6 @@ AGE_MS = 60_000
 """How long ago the last payment was made: its pay time lies in the past."""
 
 IDLE_WORDS = 500
-WARMING_BATCH, WARMING_IN_FLIGHT = 1_000, 4
 NOT_CLEAN = Cycle(PAYMENTS_A_BLOCK, DUPLICATES, LATE)
 
 
@@ -108,7 +106,7 @@ class Lots(NamedTuple):
         counts += [max(1, blocks * UNKNOWN), options.words]
         lots, at_ms = [], 0
         for node, count in enumerate(counts, start=1):
-            lots.append(Lot(at_ms, count, node, failed_first=True))
+            lots.append(Lot(at_ms, count, node))
             at_ms = lots[-1].end_ms
         start_ms = now_ms() - AGE_MS - at_ms
         existing, clean, dirty, *rest = (lot._replace(first_ms=start_ms + lot.first_ms) for lot in lots)
@@ -117,6 +115,11 @@ class Lots(NamedTuple):
     def written(self) -> Iterator[Lot]:
         """Those that are in the database when the server starts."""
         return (lot for lot in self[:5] if lot.size)
+
+    @property
+    def heard(self) -> int:
+        """How many payments words are about."""
+        return sum(lot.size for lot in self[1:5])
 
     @property
     def paid_at_seconds(self) -> int:
@@ -151,11 +154,6 @@ class Words:
         self._options = options
         self._lots = lots
         self._writer = Writer(lots.paid_at_seconds, evidence=options.evidence)
-
-    def warming(self) -> Messages:
-        """What makes the payments known to the server: the failures of their first attempts, told again."""
-        told = itertools.chain.from_iterable(failures(lot) for lot in self._lots[1:5])
-        return self._write("warming", told, sum(lot.size for lot in self._lots[1:5]), WARMING_BATCH)
 
     def clean(self) -> Messages:
         """The first word about each payment."""
@@ -207,7 +205,6 @@ class Bench:
         clean = self._words.clean()
         baseline_rate = self._measure_empty(clean)
         with self._serving() as server:
-            self._make_known(server)
             loaded, group = self._measure(server, self._clean_phase(clean), self._load())
             more = self._measure_more(server, loaded.rate)
         self._progress.phase("bare store", 0)
@@ -248,7 +245,10 @@ class Bench:
     @contextmanager
     def _serving(self) -> Iterator[Server]:
         options = self._options
-        flags = [*options.flags, *(["--workers", str(options.workers)] if options.workers > 1 else [])]
+        # So that the payments of the run are those that the server reads into its index at its start.
+        flags = ["--warm-payments", str(max(1, self._lots.heard)), *options.flags]
+        flags += ["--workers", str(options.workers)] if options.workers > 1 else []
+        self._progress.phase("start the server", 0)
         with paycore_server(self._database.url, options.folder, self._cores.server, flags) as server:
             yield server
 
@@ -265,12 +265,6 @@ class Bench:
         meaning = "grpc.aio, the same messages in and the same bytes out, nothing done: the baseline"
         self._rows.append(Row("empty handler", meaning, loaded.rate, loaded.latency_ms(0.5), loaded.latency_ms(0.99)))
         return loaded.rate
-
-    def _make_known(self, server: Server) -> None:
-        messages = self._words.warming()
-        rows = dict.fromkeys(COUNTED, 0)
-        phase = Phase("make known", "", messages, Expected({("RECORDED", "true"): messages.words}, rows))
-        self._check(server, phase, Load(WARMING_IN_FLIGHT))
 
     def _clean_phase(self, messages: Messages) -> Phase:
         return Phase(

@@ -36,14 +36,13 @@ class Cycle(NamedTuple):
 class Lot(NamedTuple):
     """So many payments made one after another from a moment on, ``IDS_PER_MS`` a millisecond.
 
-    node: as of the server that drew the ids; no two lots share one. failed_first: each has a first attempt that failed.
-    paid: each is paid already, by its open attempt.
+    node: as of the server that drew the ids; no two lots share one. Each has an open attempt, 1. paid: each is paid
+    already, by that attempt.
     """
 
     first_ms: int
     size: int
     node: int
-    failed_first: bool = False
     paid: bool = False
     cycle: Cycle = Cycle(1, 0, 0)
 
@@ -52,11 +51,6 @@ class Lot(NamedTuple):
         start, node = self.first_ms - ID_EPOCH_MS, self.node << SEQUENCE_BITS
         for place in range(self.size):
             yield (start + place // IDS_PER_MS) << _TIME_SHIFT | node | place % IDS_PER_MS
-
-    @property
-    def open_attempt(self) -> int:
-        """The attempt that is open on each."""
-        return 2 if self.failed_first else 1
 
     @property
     def end_ms(self) -> int:
@@ -113,20 +107,16 @@ def statements(lot: Lot, source: str, stamp: Stamp) -> Iterator[str]:
     }
     yield _insert("payment", payment | stamped, source)
     yield _insert("merchant_order", merchant_order | stamped, source)
-    if lot.failed_first:
-        failed = _attempt(1, AttemptState.FAILED, expire_at)
-        yield _insert("channel_order", failed | stamped, source)
-    yield _insert("channel_order", _attempt(lot.open_attempt, AttemptState.OPEN, expire_at) | stamped, source)
+    yield _insert("channel_order", _attempt(1, expire_at) | stamped, source)
     if lot.cycle.twice:
-        second = _attempt(lot.open_attempt + 1, AttemptState.OPEN, expire_at)
+        second = _attempt(2, expire_at)
         twice = f"i % {lot.cycle.length} < {lot.cycle.twice}"
         yield _insert("channel_order", second | stamped, source, where=twice)
     if lot.paid:
-        yield _insert("payment_outcome", _outcome(lot.open_attempt) | stamped, source)
+        yield _insert("payment_outcome", _outcome() | stamped, source)
 
 
-def _attempt(attempt: int, state: AttemptState, expire_at: str) -> dict[str, str | int]:
-    failed = state == AttemptState.FAILED
+def _attempt(attempt: int, expire_at: str) -> dict[str, str | int]:
     return {
         "payment_id": "payment_id",
         "attempt": attempt,
@@ -134,24 +124,24 @@ def _attempt(attempt: int, state: AttemptState, expire_at: str) -> dict[str, str
         "account": f"'{account(attempt)}'",
         "method": int(PayMethod.REDIRECT),
         "expire_at_ms": expire_at,
-        "state": int(state),
+        "state": int(AttemptState.OPEN),
         "state_at_ms": _CREATED_SQL,
         "credential": f"'https://bank.example/pay/' || {_ID_TEXT_SQL}",
-        "failure_code": "'REFUSED'" if failed else "''",
+        "failure_code": "''",
         "failure_message": "''",
-        "failed_at_ms": _CREATED_SQL if failed else "NULL",
+        "failed_at_ms": "NULL",
         "superseded_at_ms": "NULL",
         "lease_until_ms": 0,
         "lease_token": "''",
     }
 
 
-def _outcome(attempt: int) -> dict[str, str | int]:
+def _outcome() -> dict[str, str | int]:
     return {
         "payment_id": "payment_id",
         "state": int(PaymentState.PAID),
-        "attempt": attempt,
-        "channel_trade_no": f"'42{attempt:02d}' || {_ID_TEXT_SQL}",
+        "attempt": 1,
+        "channel_trade_no": f"'4201' || {_ID_TEXT_SQL}",
         "amount_minor": _AMOUNT_SQL,
         "currency": f"'{CURRENCY}'",
         "paid_at_ms": f"{_CREATED_SQL} + 1",

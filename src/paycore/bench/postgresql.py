@@ -10,7 +10,7 @@ import psycopg
 from psycopg import pq
 
 from paycore.bench.bare_rows import COLUMNS, OF_ROW, groups, outcomes
-from paycore.bench.databases import COUNTED, count_sql, steps
+from paycore.bench.databases import COUNTED, count_rows, count_sql, steps
 from paycore.bench.payments import Lot, id_sql, statements
 from paycore.bench.result import BenchError, CountError
 from paycore.domain.verdicts import CaptureSource, PaymentState
@@ -56,6 +56,12 @@ class PostgresqlDatabase:
         with self._connect() as connection:
             rows = {table: connection.execute(count_sql(table).encode()).fetchone() for table in COUNTED}
         return {table: int(row[0]) for table, row in rows.items() if row}
+
+    def scan(self, query: str) -> int:
+        # A named cursor: the server hands the rows over some at a time.
+        with self._connect() as connection, connection.transaction(), connection.cursor("scan") as cursor:
+            cursor.execute(query.encode())
+            return count_rows(cursor.fetchmany)
 
     def facts(self) -> Mapping[str, str]:
         with self._connect() as connection:

@@ -86,13 +86,24 @@ class Server(NamedTuple):
         }
 
     def cpu_seconds(self) -> float | None:
-        """CPU time that all its threads took so far; None where the system does not tell."""
-        stat = Path(f"/proc/{self.pid}/stat")
-        if not stat.exists():
+        """CPU time that its threads and those of its workers took so far; None where the system does not tell."""
+        if not Path(f"/proc/{self.pid}/stat").exists():
             return None
-        # After the name in brackets, which may hold spaces: state is field 3, utime 14 and stime 15.
-        fields = stat.read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return sum(map(_ticks, _family(self.pid))) / os.sysconf("SC_CLK_TCK")
+
+
+def _family(pid: int) -> Iterator[int]:
+    """A process and its descendants."""
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            yield from _family(int(child))
+
+
+def _ticks(pid: int) -> int:
+    # After the name in brackets, which may hold spaces: state is field 3, utime 14 and stime 15.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 @contextmanager

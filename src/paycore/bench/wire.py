@@ -143,7 +143,7 @@ def filled_index(lot: Lot, codes: dict[tuple[str, str], int]) -> Index:
     index = Index(capacity=lot.size)
     for payment_id in lot.ids():
         currency, expire_at_ms = CURRENCY_CODES[CURRENCY], created_at_ms(payment_id) + VALIDITY_MS
-        opened = (codes[CHANNEL, account(lot.open_attempt)],)
+        opened = (codes[CHANNEL, account(1)],)
         index.put(payment_id, amount_minor(payment_id), currency, expire_at_ms, PaymentState.OPEN, 0, 1, 0, opened)
     return index
 

@@ -27,11 +27,10 @@ _FIELD_NOTIFICATIONS, _FIELD_AMOUNT = b"\x0a", b"\x28"
 
 
 class Said(NamedTuple):
-    """One word: about which attempt of which payment, and what the channel says."""
+    """One word: the success of an attempt of a payment."""
 
     payment_id: int
     attempt: int
-    succeeded: bool = True
 
 
 class Writer:
@@ -40,15 +39,15 @@ class Writer:
     def __init__(self, paid_at_seconds: int, *, evidence: bool) -> None:
         self._paid_at_seconds = paid_at_seconds
         self._evidence = evidence
-        self._gaps: dict[tuple[int, bool], tuple[bytes, ...]] = {}
+        self._gaps: dict[int, tuple[bytes, ...]] = {}
 
     def word(self, said: Said) -> bytes:
         """One NotifyRequest."""
         if self._evidence:
             return self._request(said).SerializeToString()
-        gaps = self._gaps.get(said[1:])
+        gaps = self._gaps.get(said.attempt)
         if gaps is None:
-            gaps = self._gaps[said[1:]] = self._take_apart(said)
+            gaps = self._gaps[said.attempt] = self._take_apart(said)
         return self._fill(gaps, said)
 
     def batch(self, said: Iterable[Said]) -> bytes:
@@ -57,10 +56,8 @@ class Writer:
         return b"".join(_FIELD_NOTIFICATIONS + _varint(len(word)) + word for word in words)
 
     def _fill(self, gaps: tuple[bytes, ...], said: Said) -> bytes:
-        payment_id, attempt, succeeded = said
+        payment_id, attempt = said
         amount = _varint(amount_minor(payment_id))
-        if not succeeded:
-            return b"%b%d%02d%b%b%b" % (gaps[0], payment_id, attempt, gaps[1], amount, gaps[2])
         own = (payment_id, attempt, gaps[1], amount, gaps[2], attempt, payment_id, gaps[3])
         return b"%b%d%02d%b%b%b42%02d%d%b" % (gaps[0], *own)
 
@@ -69,7 +66,7 @@ class Writer:
         word = rest = self._request(said).SerializeToString()
         places = [format_channel_order_no(said.payment_id, said.attempt).encode()]
         places += [_FIELD_AMOUNT + _varint(amount_minor(said.payment_id))]
-        places += [trade_no(said.payment_id, said.attempt).encode()] if said.succeeded else []
+        places += [trade_no(said.payment_id, said.attempt).encode()]
         gaps = []
         for place in places:
             gap, found, rest = rest.partition(place)
@@ -80,15 +77,15 @@ class Writer:
         return tuple(gaps)
 
     def _request(self, said: Said) -> payment_service_pb2.NotifyRequest:
-        payment_id, attempt, succeeded = said
+        payment_id, attempt = said
         request = payment_service_pb2.NotifyRequest(
             channel=CHANNEL,
             account=account(attempt),
             channel_order_no=format_channel_order_no(payment_id, attempt),
-            result=payment_pb2.CHANNEL_RESULT_SUCCESS if succeeded else payment_pb2.CHANNEL_RESULT_FAILURE,
+            result=payment_pb2.CHANNEL_RESULT_SUCCESS,
             amount_minor=amount_minor(payment_id),
             currency=CURRENCY,
-            channel_trade_no=trade_no(payment_id, attempt) if succeeded else "",
+            channel_trade_no=trade_no(payment_id, attempt),
             paid_at=Timestamp(seconds=self._paid_at_seconds),
         )
         if self._evidence:
@@ -99,13 +96,7 @@ class Writer:
 
 def first_words(lot: Lot) -> Iterator[Said]:
     """The success of each payment's open attempt."""
-    attempt = lot.open_attempt
-    return (Said(payment_id, attempt) for payment_id in lot.ids())
-
-
-def failures(lot: Lot) -> Iterator[Said]:
-    """The failure, told once more, of the attempt that failed on each: a replay, which writes nothing."""
-    return (Said(payment_id, 1, succeeded=False) for payment_id in lot.ids())
+    return (Said(payment_id, 1) for payment_id in lot.ids())
 
 
 def mixed_words(lot: Lot, unknown: Lot) -> Iterator[Said]:
@@ -119,11 +110,10 @@ def mixed_words(lot: Lot, unknown: Lot) -> Iterator[Said]:
     before = ids[-PAYMENTS_A_BLOCK:]
     for start in range(0, len(ids), PAYMENTS_A_BLOCK):
         block = ids[start : start + PAYMENTS_A_BLOCK]
-        attempt = lot.open_attempt
-        words = [Said(payment_id, attempt) for payment_id in block]
-        words += [Said(payment_id, attempt + 1) for payment_id in before[:DUPLICATES]]
-        words += [Said(payment_id, attempt) for payment_id in before[DUPLICATES : DUPLICATES + REPLAYS]]
-        words += [Said(next(nobodys), attempt) for _ in range(UNKNOWN)]
+        words = [Said(payment_id, 1) for payment_id in block]
+        words += [Said(payment_id, 2) for payment_id in before[:DUPLICATES]]
+        words += [Said(payment_id, 1) for payment_id in before[DUPLICATES : DUPLICATES + REPLAYS]]
+        words += [Said(next(nobodys), 1) for _ in range(UNKNOWN)]
         # Spread evenly, the same way in each block: a step that shares no factor with the block's size.
         yield from (words[place * 387 % BLOCK] for place in range(BLOCK))
         before = block
@@ -142,7 +132,7 @@ def _bank_body(request: payment_service_pb2.NotifyRequest, payment_id: int) -> b
     told = {
         "notification_id": f"n-{payment_id}",
         "bank": request.account,
-        "result": "SUCCESS" if request.channel_trade_no else "FAILURE",
+        "result": "SUCCESS",
         "order_no": request.channel_order_no,
         "trade_no": request.channel_trade_no,
         "amount_minor": request.amount_minor,

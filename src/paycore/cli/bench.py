@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from paycore.bench import machine, notify, wire
+from paycore.bench import index, machine, notify, startup, wire
 from paycore.bench.result import BenchError, Progress, Result
 from paycore.cli.exits import REFUSED, USAGE, fail
 
@@ -28,7 +28,11 @@ Examples:
 
   paycore bench notify --batch 100 --count 1000000 --json  one JSON object
 
-  paycore bench wire                                       decoding and encoding alone
+  paycore bench wire                                       decoding, deciding and encoding alone
+
+  paycore bench index                                      the index alone, beside bare C
+
+  paycore bench startup --store postgresql                 a server's warm start
 
 Each prints the machine, the versions, a baseline and the limit, all of the same run: their ratios travel between \
 machines, the figures themselves do not. Where the counts are not what was sent there is no figure, and exit code 1.
@@ -166,6 +170,47 @@ def bench_wire(
     """
     options = wire.Options(batch=batch, words=count, rounds=rounds, evidence=evidence)
     _measure(lambda _home, progress: wire.main(options, progress), None, as_json=as_json)
+
+
+@app.command("index", epilog=EPILOG)
+def bench_index(
+    count: Annotated[int, typer.Option(min=1, help="Payments; 10,000,000 take 5 GB.")] = 1_000_000,
+    checks: Annotated[int, typer.Option(min=1, help="Checks a round.")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(min=5, help="Rounds, of which medians are taken.")] = 7,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="The index alone: neither baseline nor limit, and less memory.")
+    ] = False,
+    folder: FolderOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Checks of a capture by the index, and what a payment takes of memory.
+
+    The baseline is the same check on a dict of tuples, the limit the same
+    check in bare C, compiled now: it needs a C compiler.
+    """
+    options = index.Options(payments=count, checks=checks, rounds=rounds, alone=alone)
+    _measure(lambda home, progress: index.main(options, home, progress), folder, as_json=as_json)
+
+
+@app.command("startup", epilog=EPILOG)
+def bench_startup(
+    store: StoreOption = StoreName.SQLITE,
+    db: DbOption = None,
+    count: Annotated[int, typer.Option(min=1, help="Payments in the database.")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, of which the best counts.")] = 3,
+    folder: FolderOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How fast a server reads its payments into the index before it takes calls.
+
+    The baseline is reading record by record; the limit is a bare ordered
+    scan of the same columns through the same driver.
+    """
+
+    def run(home: Path, progress: Progress) -> Result:
+        return startup.main(startup.Options(store.value, home, db, count, rounds), progress)
+
+    _measure(run, folder, as_json=as_json)
 
 
 def _rate(text: str | None) -> int | None:

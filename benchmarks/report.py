@@ -1,0 +1,224 @@
+"""Measure everything and write it into docs: ``python -m benchmarks report``, or ``make bench-docs``.
+
+Each cell's figures are kept in ``build/benchmarks``: a report that was interrupted goes on where it was, and
+``--fresh`` measures everything anew. Then the tables between markers in docs/benchmarks.md and the chart beside it are
+written, of nothing but those figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks import chart
+from benchmarks.cells import BATCHES, HEADLINE, STORES, CellError, Results, Told, cells
+
+ROOT = Path(__file__).parents[1]
+PAGE, CHART = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks.svg"
+KEPT = ROOT / "build" / "benchmarks"
+NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
+
+
+class Page:
+    """The figures as they stand on the page."""
+
+    def __init__(self, results: Results) -> None:
+        self._results = results
+
+    def sections(self) -> dict[str, str]:
+        """The text between each pair of markers."""
+        return {
+            "machine": self._machine(),
+            "batch": self._batch(),
+            "beyond": self._beyond(),
+            "peers": self._peers(),
+            "wire": self._wire(),
+            "unary": self._unary(),
+        }
+
+    def chart(self) -> str:
+        """The chart of throughput and latency over batch size and store."""
+        rates, latencies = [], []
+        for kind, store in zip("ab", STORES, strict=True):
+            told = [(batch, self._told(f"batch-{batch}-{store}")) for batch in BATCHES]
+            rates.append(chart.Line(NAMES[store], kind, "", [(batch, one["rate"]) for batch, one in told]))
+            limits = [(batch, one["limit_rate"]) for batch, one in told]
+            rates.append(chart.Line(f"bare {NAMES[store]}", kind, "dashed", limits))
+            for key, dash in (("p50_ms", ""), ("p99_ms", "dashed")):
+                points = [(batch, one[key]) for batch, one in told]
+                latencies.append(chart.Line(f"{NAMES[store]} {key[:3]}", kind, dash, points))
+        panels = [
+            chart.Panel("Durable notifications", "a second", rates),
+            chart.Panel("Time to the durable answer", "ms", latencies),
+        ]
+        note = (
+            "Client, server and database share 2 cores; fsync on. Dashed on the left: the same rows alone, the limit."
+        )
+        title = "paycore Notify and NotifyBatch over gRPC"
+        return chart.render(panels, "notifications a message", title, note)
+
+    def _told(self, name: str) -> Told:
+        told = self._results.get(name)
+        if told is None:
+            raise CellError(f"{name} was not measured")
+        return told
+
+    def _machine(self) -> str:
+        facts = {**self._told("unary")["machine"]}
+        for store in STORES:
+            own = self._told(f"batch-{HEADLINE}-{store}")["machine"]
+            facts[store] = ", ".join(own[name] for name in ("database", "settings", "fsync") if name in own)
+        for name in ("fsync", "sqlite"):
+            facts.pop(name, None)
+        facts["sqlite"] = self._told(f"batch-{HEADLINE}-sqlite")["machine"]["database"]
+        facts["fsync"] = self._told(f"batch-{HEADLINE}-sqlite")["machine"]["fsync"]
+        width = max(map(len, facts))
+        return "```text\n" + "\n".join(f"{name:>{width}}  {value}" for name, value in facts.items()) + "\n```"
+
+    def _batch(self) -> str:
+        rows = []
+        for store in STORES:
+            for batch in BATCHES:
+                told = self._told(f"batch-{batch}-{store}")
+                rows.append(
+                    (
+                        NAMES[store],
+                        f"{batch:,}",
+                        f"**{told['rate']:,.0f}**",
+                        f"{told['p50_ms']:.1f}",
+                        f"{told['p99_ms']:.1f}",
+                        f"{told['limit_rate']:,.0f}",
+                        f"{told['rate'] / told['limit_rate']:.2f}",
+                        f"{told['baseline_rate']:,.0f}",
+                        f"{told['group']:,.0f}",
+                        f"{told['count']:,}",
+                    )
+                )
+        heads = ["store", "words a message", "a second", "p50 ms", "p99 ms", "bare store", "of it", "empty handler"]
+        return table([*heads, "words a commit", "measured"], rows)
+
+    def _beyond(self) -> str:
+        rows = []
+        for store in STORES:
+            told = self._told(f"batch-{HEADLINE}-{store}")
+            evidence = self._told(f"evidence-{store}")
+            rate, name = told["rate"], NAMES[store]
+            rows.append((name, "1% duplicates, 1% replays, 0.5% late, 0.1% unknown", rated(told["dirty_rate"], rate)))
+            rows.append((name, "words with the bank's body and headers, 503 bytes", rated(evidence["rate"], rate)))
+            open_loop = f"{told['open_loop_rate']:,.0f}/s: " + latency(told, "open_loop_")
+            rows.append((name, "half of that rate, at random moments (open loop)", open_loop))
+            rows.append((name, "a NotifyBatch of one, one after another", latency(told, "idle_")))
+        return table(["store", "what", "measured"], rows)
+
+    def _peers(self) -> str:
+        rows = []
+        for store in STORES:
+            orm = self._told(f"peer-orm_row_lock-{store}")
+            redis = self._results.get(f"peer-redis_setnx-{store}") or {"skipped": "not measured"}
+            own = self._told(f"batch-{HEADLINE}-{store}")
+            own_meaning = f"{own['batch']:,} a message over gRPC, judged, with every rule"
+            limit = {
+                "rate": own["limit_rate"],
+                "meaning": "the same rows, as many in a commit, nothing else: the limit",
+            }
+            for name, told in (
+                ("ORM with row lock", orm),
+                ("Redis `SET NX` + insert", redis),
+                ("**paycore NotifyBatch**", own | {"meaning": own_meaning}),
+                ("bare store", limit),
+            ):
+                rows.append(peer_row(name, NAMES[store], told, orm["rate"]))
+        tiger = self._results.get("peer-tigerbeetle-sqlite") or {"skipped": "not measured"}
+        rows.append(peer_row("TigerBeetle", "its own", tiger, None))
+        return table(["", "store", "a second", "x the ORM", "what it is"], rows)
+
+    def _wire(self) -> str:
+        told = self._told("wire")
+        rows = [
+            (row["name"], f"{row['rate']:,.0f}", f"{row['rate'] / told['baseline_rate']:.1f}", row["meaning"])
+            for row in told["results"]
+        ]
+        return table(["", "a second, one core", "x protobuf", "what it is"], rows)
+
+    def _unary(self) -> str:
+        rows = []
+        for name, workers in (("unary", 1), ("unary-workers-2", 2)):
+            for row in self._told(name)["results"]:
+                cells_of = (f"{row[key]:.1f}" if row[key] is not None else "" for key in ("p50_ms", "p99_ms"))
+                between = f"{row['slowest_rate']:,.0f}-{row['fastest_rate']:,.0f}"
+                figures = (f"{row['rate']:,.0f}", between, f"{row['ratio']:.2f}", *cells_of)
+                rows.append((str(workers), row["name"], *figures))
+        return table(["workers", "", "calls a second", "range", "x empty", "p50 ms", "p99 ms"], rows)
+
+
+def rated(rate: float, clean: float) -> str:
+    """A rate and what it is of the clean stream's."""
+    return f"{rate:,.0f}/s, {rate / clean:.2f} of the clean rate"
+
+
+def latency(told: Told, prefix: str) -> str:
+    """Two latencies."""
+    return f"p50 {told[f'{prefix}p50_ms']:.2f} ms, p99 {told[f'{prefix}p99_ms']:.2f} ms"
+
+
+def peer_row(name: str, store: str, told: Told, orm_rate: float | None) -> tuple[str, ...]:
+    """A line of the table of peers; one that was skipped says why."""
+    if "skipped" in told:
+        return name, store, "skipped", "", told["skipped"]
+    times = f"{told['rate'] / orm_rate:,.1f}" if orm_rate else ""
+    return name, store, f"{told['rate']:,.0f}", times, told["meaning"]
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; figures stand on the right."""
+    every = [list(row) for row in rows]
+    rules = ["---:" if all(map(is_figure, column)) else "---" for column in zip(*every, strict=True)]
+    lines = [" | ".join(heads), " | ".join(rules), *(" | ".join(row) for row in every)]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def is_figure(cell: str) -> bool:
+    """Whether a cell holds a number, or none."""
+    return re.fullmatch(r"[\d,.\-*]*|skipped", cell) is not None
+
+
+def fill(page: str, sections: dict[str, str]) -> str:
+    """Put each section between its markers. Raises ValueError where a pair of them is not there once."""
+    for name, text in sections.items():
+        pattern = rf"(<!-- measured: {name} -->\n).*?(<!-- end -->)"
+        page, found = re.subn(pattern, lambda match, text=text: f"{match[1]}{text}\n{match[2]}", page, flags=re.DOTALL)  # type: ignore[misc]
+        if found != 1:
+            raise ValueError(f"docs/benchmarks.md has {found} places for {name}")
+    return page
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure what is left, and write the page and the chart."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__)
+    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
+    parser.add_argument("--only", nargs="+", metavar="CELL", help="measure these again and keep the others")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the usual counts; what is below 1 is a trial")
+    parser.add_argument("--kept", type=Path, default=KEPT, help="where figures are kept (default: build/benchmarks)")
+    parser.add_argument("--folder", type=Path, help="where databases are made: a local disk (default: TMPDIR)")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page that is filled in")
+    parser.add_argument("--chart", type=Path, default=CHART, help="where the chart is written")
+    options = parser.parse_args(arguments)
+    results, every = Results(options.kept), cells(options.scale)
+    if options.fresh:
+        results.forget()
+    for name in options.only or ():
+        (options.kept / f"{name}.json").unlink(missing_ok=True)
+    try:
+        results.measure(every, options.folder)
+        page = Page(results)
+        sections, drawn = page.sections(), page.chart()
+    except CellError as error:
+        print(f"no report: {error}", file=sys.stderr)
+        return 1
+    options.page.write_text(fill(options.page.read_text(encoding="utf-8"), sections), encoding="utf-8")
+    options.chart.write_text(drawn, encoding="utf-8")
+    print(f"written: {options.page} and {options.chart}", file=sys.stderr)
+    return 0
