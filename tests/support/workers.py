@@ -113,7 +113,8 @@ class Crew(ServerProcess):
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The log lines of one event."""
-        lines = [line for line in self.log().splitlines() if f'"event": "{name}"' in line]
+        # What stands after the last line's end is still being written.
+        lines = [line for line in self.log().split("\n")[:-1] if f'"event": "{name}"' in line]
         return [json.loads(line) for line in lines]
 
     def http(self, path: str) -> tuple[int, str]:

@@ -132,8 +132,10 @@ class _Supervisor:
         finally:
             in_peace = await self._end(tasks)
             stop.cancel()
-        for task in tasks:
-            task.result()
+        # All are asked, also when two gave up in the same moment: asyncio complains of an error that nobody looked at.
+        for error in [task.exception() for task in tasks]:
+            if error is not None:
+                raise error
         return in_peace
 
     async def _keep(self, slot: Slot) -> None:
