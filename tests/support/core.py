@@ -36,6 +36,7 @@ from paycore.usecases.judge import AccountCodes, index_payment
 from paycore.usecases.notify import Notify
 from paycore.usecases.pay import Pay
 from paycore.usecases.pay_command import PayCommand, PayLimits
+from paycore.usecases.pay_open import OpenAttempt
 from paycore.usecases.quarantine import QuarantineLimits
 from paycore.usecases.query import Query
 from paycore.usecases.words import verdict_at
@@ -375,6 +376,18 @@ def pay_command(number: str, account: str = "bank_a", **changes: Any) -> PayComm
         "shop", number, AMOUNT_MINOR, "CNY", f"Tea {number}", "", None, CHANNEL, account, PayMethod.REDIRECT
     )
     return command._replace(**changes)
+
+
+def open_attempt(core: Core, number: str, account: str = "bank_a") -> OpenAttempt:
+    """The first write of Pay, by a call of its own."""
+    return OpenAttempt(
+        pay_command(number, account),
+        ids=core.ids,
+        limits=LIMITS,
+        accounts=core.registry.code,
+        lease_token=secrets.token_hex(),
+        lease_ms=60_000,
+    )
 
 
 def check_money_rules(rows: Mapping[str, Any]) -> None:

@@ -175,14 +175,94 @@ def connected(url: str, *, autocommit: bool = True) -> Iterator[psycopg.Connecti
         yield connection
 
 
+_END_THE_OTHERS = (
+    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
+
+
+def end_connections(url: str) -> None:
+    """Cut off everybody who is connected to a database."""
+    with connected(url) as connection:
+        connection.execute(_END_THE_OTHERS)
+
+
 def empty_tables(url: str) -> None:
     """Take every row out of a database, and every other connection with it: faster than a fresh one."""
     with connected(url) as connection:
-        connection.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
+        connection.execute(_END_THE_OTHERS)
         connection.execute("; ".join(f"DELETE FROM {table.name}" for table in tables.METADATA.sorted_tables))
+
+
+@contextmanager
+def read_only(url: str) -> Iterator[None]:
+    """Nobody may write to a database, as on a standby; those who are connected are cut off."""
+    _set_read_only(url, "on")
+    try:
+        yield
+    finally:
+        _set_read_only(url, "off")
+
+
+def _set_read_only(url: str, setting: str) -> None:
+    with connected(url) as connection:
+        connection.execute("SET default_transaction_read_only = off")
+        connection.execute(
+            sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = {}").format(
+                sql.Identifier(make_url(url).database or ""), sql.Literal(setting)
+            )
+        )
+        connection.execute(_END_THE_OTHERS)
+
+
+# A server of one's own
+
+
+class OwnServer:
+    """A server that a test may stop, configure and start again; its folder is kept meanwhile."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._programs = make_cluster(binaries("18"), folder)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.server = Server(socket_url(folder), folder)
+
+    def start(self, *settings: str) -> None:
+        """Start it with settings, ``name=value``, on top of the defaults."""
+        self._process = start_server(self._programs, self._folder, *settings)
+
+    def stop(self, how: signal.Signals) -> None:
+        """Stop it: SIGINT orderly, SIGQUIT as a crash does."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(_START_SECONDS)
+            self._process = None
+
+    def fresh_database(self) -> str:
+        """Make a migrated, empty database; return its URL."""
+        name = f"own_{next(_names)}"
+        self.server.run(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        migrate(self.server.url(name))
+        return self.server.url(name)
+
+
+@contextmanager
+def own_server() -> Iterator[OwnServer]:
+    """Run a server beside the shared one; it is gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="paycore-own-pg-"))
+    own = OwnServer(folder)
+    try:
+        own.start()
+        yield own
+    finally:
+        own.stop(signal.SIGQUIT)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def give_to_server(path: Path) -> None:
+    """Make a file or folder the servers' own: they run as nobody where the tests run as root."""
+    if os.geteuid() == 0:
+        os.chown(path, _NOBODY, _NOBODY)
 
 
 # The keeper

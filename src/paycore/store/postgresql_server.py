@@ -70,13 +70,13 @@ class PostgresqlServer:
     @property
     def name(self) -> str:
         """User, host, port and database."""
-        bare = self._url.set(drivername="postgresql", password=None, query={})
+        bare = self._url._replace(drivername="postgresql", password=None).set(query={})
         return bare.render_as_string().removeprefix("postgresql://")
 
     @property
     def url(self) -> str:
         """The URL without its password."""
-        return self._url.set(password=None).render_as_string()
+        return self._url._replace(password=None).render_as_string()
 
     def is_absent(self) -> bool:
         """Only the server knows."""
@@ -152,7 +152,8 @@ class PostgresqlServer:
         )
         if writes:
             self._refuse_forgetful(connection)
-        connection.read_only = not writes
+        if not writes:
+            connection.read_only = True
         connection.autocommit = False
 
     def _refuse_forgetful(self, connection: psycopg.Connection[Any]) -> None:
