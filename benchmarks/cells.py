@@ -15,6 +15,8 @@ BATCHES = (1, 10, 100, 1_000, 10_000)
 HEADLINE = 1_000
 """The batch at which everything else is measured too."""
 
+BENCH = ("-m", "paycore.cli", "bench")
+
 Told = dict[str, Any]
 
 
@@ -46,20 +48,21 @@ def shown(arguments: Sequence[str]) -> str:
     return " ".join(arguments).replace("-m paycore.cli", "paycore").replace("-m ", "python -m ")
 
 
-def cells(scale: float) -> list[Cell]:
-    """All cells, with ``scale`` times their usual counts."""
+def cells(scale: float, *, long: bool = False) -> list[Cell]:
+    """All cells, with ``scale`` times their usual counts. long: those of minutes too."""
 
     def scaled(count: int) -> str:
         return str(max(1, int(count * scale)))
 
     def notify(name: str, store: str, batch: int, count: int, seconds: int, *more: str) -> Cell:
-        arguments = ("-m", "paycore.cli", "bench", "notify", "--store", store, "--batch", str(batch))
+        arguments = (*BENCH, "notify", "--store", store, "--batch", str(batch))
         return Cell(f"{name}-{store}", (*arguments, "--count", scaled(count), *more), seconds)
 
     def peer(module: str, store: str, count: int, seconds: int) -> Cell:
         arguments = ("-m", f"benchmarks.peers.{module}", "--store", store, "--count", scaled(count))
         return Cell(f"peer-{module}-{store}", arguments, seconds)
 
+    unary = ("-m", "benchmarks", "notify", "--count", scaled(10_000))
     everything = ("--mix", "dirty", "--open-loop", "half", "--idle")
     found: list[Cell] = []
     for store, factor in zip(STORES, (1, 2), strict=True):
@@ -70,16 +73,34 @@ def cells(scale: float) -> list[Cell]:
             notify("batch-1000", store, HEADLINE, 1_000_000, 60 * factor, *everything),
             notify("batch-10000", store, 10_000, 1_000_000, 25 * factor),
             notify("evidence", store, HEADLINE, 200_000, 15 * factor, "--evidence"),
+            Cell(f"startup-{store}", (*BENCH, "startup", "--store", store, "--count", scaled(1_000_000)), 30 * factor),
             peer("orm_row_lock", store, 20_000, 15),
             peer("redis_setnx", store, 20_000, 15),
         ]
     found += [
         peer("tigerbeetle", "sqlite", 500_000, 1),
-        Cell("wire", ("-m", "paycore.cli", "bench", "wire", "--count", scaled(500_000)), 15, takes_folder=False),
-        Cell("unary", ("-m", "benchmarks", "notify", "--count", scaled(10_000)), 90),
-        Cell("unary-workers-2", ("-m", "benchmarks", "notify", "--count", scaled(10_000), "--workers", "2"), 90),
+        Cell("wire", (*BENCH, "wire", "--count", scaled(500_000)), 15, takes_folder=False),
+        Cell("index", (*BENCH, "index", "--count", scaled(1_000_000), "--checks", scaled(1_000_000)), 30),
+        Cell("unary", (*unary, "--runs", "5"), 90),
+        Cell("unary-workers-2", (*unary, "--runs", "3", "--workers", "2"), 60),
     ]
-    return found
+    return [*found, *long_cells(scale)] if long else found
+
+
+def long_cells(scale: float) -> list[Cell]:
+    """What takes minutes each: ten million payments, in the database and in the index."""
+    many, few = int(10_000_000 * scale), int(100_000 * scale)
+    words = str(max(1, int(1_000_000 * scale)))
+    found = [
+        Cell(
+            f"existing-{size}-{store}",
+            (*BENCH, "notify", "--store", store, "--count", words, "--existing", str(existing)),
+            seconds,
+        )
+        for store, slow in (("sqlite", 180), ("postgresql", 360))
+        for size, existing, seconds in (("few", few, 60), ("many", many, slow))
+    ]
+    return [*found, Cell("index-many", (*BENCH, "index", "--count", str(max(1, many))), 300)]
 
 
 class Results:

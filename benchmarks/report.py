@@ -19,6 +19,7 @@ from benchmarks.cells import BATCHES, HEADLINE, STORES, CellError, Results, Told
 ROOT = Path(__file__).parents[1]
 PAGE, CHART = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks.svg"
 KEPT = ROOT / "build" / "benchmarks"
+INDEX_FACTS = ("memory each", "dict each", "longest", "load", "at limit")
 NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 
 
@@ -36,6 +37,9 @@ class Page:
             "beyond": self._beyond(),
             "peers": self._peers(),
             "wire": self._wire(),
+            "startup": self._startup(),
+            "index": self._index(),
+            "many": self._many(),
             "unary": self._unary(),
         }
 
@@ -143,6 +147,44 @@ class Page:
         ]
         return table(["", "a second, one core", "x protobuf", "what it is"], rows)
 
+    def _startup(self) -> str:
+        rows = []
+        for store in STORES:
+            for row in self._told(f"startup-{store}")["results"]:
+                ready = "" if row["p50_ms"] is None else f"{row['p50_ms']:,.0f}"
+                rows.append((NAMES[store], row["name"], f"{row['rate']:,.0f}", f"{row['of_limit']:.2f}", ready))
+        return table(["store", "", "payments a second", "of the scan", "ms"], rows)
+
+    def _index(self) -> str:
+        parts = []
+        for told in filter(None, map(self._results.get, ("index", "index-many"))):
+            rows = [
+                (
+                    row["name"],
+                    f"{row['rate']:,.0f}",
+                    f"{row['rate'] / told['baseline_rate']:.1f}",
+                    f"{row['of_limit']:.2f}",
+                )
+                for row in told["results"]
+            ]
+            heads = [f"{told['count']:,} payments", "checks a second", "x the dict", "of the limit"]
+            facts = [f"- {name}: {told['machine'][name]}" for name in INDEX_FACTS if name in told["machine"]]
+            parts.append("\n".join([table(heads, rows), "", *facts]))
+        return "\n\n".join(parts)
+
+    def _many(self) -> str:
+        rows = []
+        for store in STORES:
+            few, many = (self._results.get(f"existing-{size}-{store}") for size in ("few", "many"))
+            if few and many:
+                rows += [
+                    (NAMES[store], f"{told['existing']:,}", f"{told['rate']:,.0f}", f"{told['rate'] / few['rate']:.2f}")
+                    for told in (few, many)
+                ]
+        if not rows:
+            return "Not measured here: `make bench-docs ARGS=--long` does."
+        return table(["store", "payments before", "a second", "of the first"], rows)
+
     def _unary(self) -> str:
         rows = []
         for name, workers in (("unary", 1), ("unary-workers-2", 2)):
@@ -205,8 +247,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--folder", type=Path, help="where databases are made: a local disk (default: TMPDIR)")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page that is filled in")
     parser.add_argument("--chart", type=Path, default=CHART, help="where the chart is written")
+    parser.add_argument("--long", action="store_true", help="measure with ten million payments too: 15 minutes more")
     options = parser.parse_args(arguments)
-    results, every = Results(options.kept), cells(options.scale)
+    results, every = Results(options.kept), cells(options.scale, long=options.long)
     if options.fresh:
         results.forget()
     for name in options.only or ():

@@ -79,6 +79,21 @@ def test_bench_wire_gives_the_baseline_and_the_limit() -> None:
     assert told["decode_times_baseline"] > 1
 
 
+@pytest.mark.parametrize("store", ["sqlite", "postgresql"])
+def test_bench_startup_reads_every_payment(store: str, open_folder: Path) -> None:
+    folder = ("--folder", str(open_folder))
+    told = bench_json("startup", "--store", store, "--count", "1001", "--rounds", "1", *folder)
+    assert_sane(told)
+    assert [row["name"] for row in told["results"]] == ["record by record", "warm start", "paycore serve", "bare scan"]
+
+
+def test_bench_index_gives_the_baseline_and_the_limit(tmp_path: Path) -> None:
+    told = bench_json("index", "--count", "1000", "--checks", "1000", "--rounds", "5", "--folder", str(tmp_path))
+    assert told.keys() >= KEYS
+    assert (told["benchmark"], told["count"]) == ("index", 1_000)
+    assert told["rate"] > 0
+
+
 def test_bench_for_people_says_machine_versions_and_what_each_row_means(tmp_path: Path) -> None:
     ended = bench("notify", "--batch", "1", "--count", "200", "--folder", str(tmp_path))
     assert ended.returncode == 0, ended.stderr[-4000:]
