@@ -4,6 +4,7 @@ BEGIN IMMEDIATE takes SQLite's one write lock at the start, so whatever a write 
 ends: between processes, too. That lock takes the place of the row locks that another database needs.
 """
 
+import bisect
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ _Read = TypeVar("_Read")
 
 _BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _PRIMARY_CODE_MASK = 0xFF
+
+_VALUES_A_ROW = 8
+"""What ``FirstOutcomes.values`` says of each."""
 
 _ROWS_A_STATEMENT = 50
 """Rows in one insert: a statement of many costs less a row than many statements, up to about this number."""
@@ -54,6 +58,16 @@ _INSERT_FIRST_OUTCOME = _first_outcomes_sql(1)
 _INSERT_FIRST_OUTCOMES = _first_outcomes_sql(_ROWS_A_STATEMENT)
 
 
+def _values_without(outcomes: FirstOutcomes, payment_ids: Sequence[int], excluded: set[int]) -> list[Any]:
+    """The values of all rows but those of the excluded payments. payment_ids: of all rows, in their order."""
+    values: list[Any] = []
+    start = 0
+    for row in sorted(bisect.bisect_left(payment_ids, payment_id) for payment_id in excluded):
+        values += outcomes.values(start, row)
+        start = row + 1
+    return values + outcomes.values(start, len(payment_ids)) if values else outcomes.values(start, len(payment_ids))
+
+
 class SqliteTransaction(SqlTransaction):
     """One write transaction, which holds the whole database from its start."""
 
@@ -70,29 +84,22 @@ class SqliteTransaction(SqlTransaction):
     def insert_first_outcomes(self, outcomes: FirstOutcomes) -> set[int]:
         ids = outcomes.payment_ids
         excluded = self._with_excess(ids)
-        if excluded:
-            return excluded | self._insert_first_one_by_one(outcomes, excluded)
-        whole = len(outcomes) - len(outcomes) % _ROWS_A_STATEMENT
-        inserted = 0
-        for start in range(0, whole, _ROWS_A_STATEMENT):
-            values = outcomes.values(start, start + _ROWS_A_STATEMENT)
-            inserted += self._insert_driver(_INSERT_FIRST_OUTCOMES, (*self._shared, *values))
-        if whole < len(outcomes):
-            inserted += self._insert_driver(
-                _INSERT_FIRST_OUTCOME,
-                [(*self._shared, *outcomes.values(row, row + 1)) for row in range(whole, len(outcomes))],
-            )
-        return set() if inserted == len(outcomes) else self._lost_outcomes(ids)
+        values = _values_without(outcomes, ids, excluded)
+        count = len(ids) - len(excluded)
+        whole = count - count % _ROWS_A_STATEMENT
+        inserted = self._insert_rows(_INSERT_FIRST_OUTCOMES, values, 0, whole, _ROWS_A_STATEMENT)
+        inserted += self._insert_rows(_INSERT_FIRST_OUTCOME, values, whole, count, 1)
+        if inserted == count:
+            return excluded
+        return excluded | self._lost_outcomes([payment_id for payment_id in ids if payment_id not in excluded])
 
-    def _insert_first_one_by_one(self, outcomes: FirstOutcomes, excluded: set[int]) -> set[int]:
-        rows = {
-            payment_id: (*self._shared, *outcomes.values(row, row + 1))
-            for row, payment_id in enumerate(outcomes.payment_ids)
-            if payment_id not in excluded
-        }
-        if not rows or self._insert_driver(_INSERT_FIRST_OUTCOME, list(rows.values())) == len(rows):
-            return set()
-        return self._lost_outcomes(list(rows))
+    def _insert_rows(self, statement: str, values: list[Any], start: int, stop: int, rows: int) -> int:
+        """Insert the rows from start to stop, so many a statement; return how many went in."""
+        shared = self._shared
+        parameters = [
+            (*shared, *values[row * _VALUES_A_ROW : (row + rows) * _VALUES_A_ROW]) for row in range(start, stop, rows)
+        ]
+        return self._insert_driver(statement, parameters) if parameters else 0
 
     @property
     def _shared(self) -> tuple[int, int, int]:
