@@ -446,6 +446,15 @@ def test_nbytes_counts_the_table_and_the_undo_log() -> None:
     assert index.nbytes == table_bytes + block(2 * UNDO_START * CHANGE_BYTES)
 
 
+def test_nbytes_counts_what_growing_needs_beside_the_segment() -> None:
+    index = Index(segments=1)
+    for payment_id in range(1, 1_001):
+        put(index, payment_id)
+    slots = len(index._slot_keys())
+    table_bytes = Index.__basicsize__ + block(SEGMENT_BYTES) + slots * ENTRY_BYTES
+    assert index.nbytes >= table_bytes + len(index) * ENTRY_BYTES * 8 // 10
+
+
 def test_undo_log_of_a_large_group_is_given_back_at_its_end() -> None:
     index = Index()
     put(index, 1)
