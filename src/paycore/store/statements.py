@@ -95,7 +95,9 @@ def _quarantine(insert: Callable[[Table], Any], *, unless_counted: bool) -> Any:
 
 def _note_failure() -> Any:
     table = tables.channel_order
-    ends = and_(bindparam("ends", type_=Boolean), table.c.state.not_in(FINALLY_UNPAID))
+    # Compared one by one: a list of values cannot go with many rows.
+    goes_on = [table.c.state != state.value for state in sorted(FINALLY_UNPAID)]
+    ends = and_(bindparam("ends", type_=Boolean), *goes_on)
     return (
         update(table)
         .where(
