@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.bank import Street, Town, a_town
+from tests.support.databases import KINDS, take_database
 from tests.support.simbank import Driver, Receiver, bank_process
 
 
@@ -25,15 +26,21 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
         receiver.close()
 
 
+@pytest.fixture(params=KINDS)
+def db_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind in turn."""
+    return take_database(request.param, tmp_path)
+
+
 @pytest.fixture
-async def town(street: Street, tmp_path: Path) -> AsyncIterator[Town]:
+async def town(street: Street, db_url: str) -> AsyncIterator[Town]:
     """A core on a fresh database beside the banks."""
-    async with a_town(tmp_path, street) as town:
+    async with a_town(db_url, street) as town:
         yield town
 
 
 @pytest.fixture
-async def patient_town(street: Street, tmp_path: Path) -> AsyncIterator[Town]:
+async def patient_town(street: Street, db_url: str) -> AsyncIterator[Town]:
     """The same with an adapter that waits as long as a test needs to do something meanwhile."""
-    async with a_town(tmp_path, street, timeout_ms=15_000) as town:
+    async with a_town(db_url, street, timeout_ms=15_000) as town:
         yield town

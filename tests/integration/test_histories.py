@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from paycore.domain.verdicts import AttemptState, CloseReason, NotifyOutcome, Pa
 from paycore.usecases.close import InsertClosed
 from tests.support.clock import ManualClock
 from tests.support.core import ACCOUNTS, AMOUNT_MINOR, VALIDITY_MS, Core, check_money_rules, fresh_database
+from tests.support.databases import KINDS, take_database
 from tests.support.units import held
 
 ACCEPTED, DUPLICATE, LATE = NotifyOutcome.ACCEPTED, NotifyOutcome.DUPLICATE, NotifyOutcome.LATE
@@ -123,16 +125,16 @@ class Model:
         assert self.outcome.keys() <= {row.payment_id for row in rows["payment_outcome"]}
 
 
-async def play(history: list[Step], folder: Path) -> None:
-    clock, path, model = ManualClock(), fresh_database(folder / "paycore.db"), Model()
-    core = Core(path, clock=clock).start()
+async def play(history: list[Step], url: str) -> None:
+    clock, model = ManualClock(), Model()
+    core = Core(url, clock=clock).start()
     try:
         ids = [await core.make_payment(*ACCOUNTS, states={3: AttemptState.CLOSED}) for _ in range(2)]
         expire_at_ms = clock.now_ms() + VALIDITY_MS
         for step in history:
             if step.restart:
                 core.stop()
-                core = Core(path, clock=clock).start()
+                core = Core(url, clock=clock).start()
             if step.forget:
                 core.forget()
             if step.expire:
@@ -181,11 +183,12 @@ def hear_group(model: Model, told: tuple[Word, ...], answers: list[Verdict | Bas
             assert verdict.outcome in JUDGED | {NotifyOutcome.RECORDED}
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=45, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(history=st.lists(steps, min_size=1, max_size=6))
-def test_books_obey_the_money_rules_whatever_the_history_and_its_groups(history: list[Step]) -> None:
+def test_books_obey_the_money_rules_whatever_the_history_and_its_groups(kind: str, history: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(play(history, Path(folder)))
+        asyncio.run(play(history, take_database(kind, Path(folder))))
 
 
 @settings(max_examples=15, deadline=None)

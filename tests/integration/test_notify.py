@@ -1,10 +1,9 @@
-"""The decision end to end: notifications through the writer on SQLite, and every row that they leave behind."""
+"""The decision end to end: notifications through the writer on each database, and every row that they leave behind."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,7 +18,7 @@ from paycore.store import tables
 from paycore.usecases.close import InsertClosed
 from paycore.usecases.notify import MAX_HEADERS_BYTES, MAX_RAW_BYTES
 from tests.support.clock import ManualClock
-from tests.support.core import AMOUNT_MINOR, VALIDITY_MS, Core, Written, change, check_money_rules, fresh_database
+from tests.support.core import AMOUNT_MINOR, VALIDITY_MS, Core, Written, change, check_money_rules
 
 ACCEPTED, DUPLICATE, LATE = NotifyOutcome.ACCEPTED, NotifyOutcome.DUPLICATE, NotifyOutcome.LATE
 SECOND_CAPTURE, MISMATCH = NotifyOutcome.SECOND_CAPTURE, NotifyOutcome.MISMATCH
@@ -34,9 +33,9 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture(params=["warm", "cold"])
-def core(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> Iterator[Core]:
+def core(request: pytest.FixtureRequest, db_url: str, clock: ManualClock) -> Iterator[Core]:
     """Every test runs twice: with an index that knows the payments, and with one that forgets before each word."""
-    with Core(fresh_database(tmp_path / "paycore.db"), clock=clock) as core:
+    with Core(db_url, clock=clock) as core:
         if request.param == "cold":
             told = core.notify
 
@@ -374,14 +373,13 @@ async def test_replay_with_another_pay_time_and_receipt_is_still_a_replay(core: 
         assert (again, replayed, written.tables) == (ACCEPTED, True, {})
 
 
-async def test_replay_years_later_after_a_restart_answers_the_same(tmp_path: Path, clock: ManualClock) -> None:
-    path = fresh_database(tmp_path / "paycore.db")
-    with Core(path, clock=clock) as core:
+async def test_replay_years_later_after_a_restart_answers_the_same(db_url: str, clock: ManualClock) -> None:
+    with Core(db_url, clock=clock) as core:
         payment_id = await core.make_payment("bank_a", "bank_b")
         words = [core.word(payment_id, 1, "A1"), core.word(payment_id, 2, "B1")]
         first = [(await core.notify(word)).outcome for word in words]
     clock.advance(TEN_YEARS_MS)
-    with Core(path, clock=clock) as core:
+    with Core(db_url, clock=clock) as core:
         assert len(core.index) == 0
         for word, outcome in zip(words, first, strict=True):
             again, replayed, written = await hear(core, word._replace(received_at_ms=clock.now_ms()))
@@ -389,14 +387,13 @@ async def test_replay_years_later_after_a_restart_answers_the_same(tmp_path: Pat
 
 
 async def test_replay_after_an_account_was_taken_out_of_the_configuration_answers_the_same(
-    tmp_path: Path, clock: ManualClock
+    db_url: str, clock: ManualClock
 ) -> None:
-    path = fresh_database(tmp_path / "paycore.db")
-    with Core(path, clock=clock) as core:
+    with Core(db_url, clock=clock) as core:
         payment_id = await core.make_payment("bank_a", "bank_b")
         words = [core.word(payment_id, 1, "A1"), core.word(payment_id, 2, "B1")]
         await core.notify(words[0])
-    with Core(path, clock=clock, accounts=("bank_c",)) as core:
+    with Core(db_url, clock=clock, accounts=("bank_c",)) as core:
         again, replayed, written = await hear(core, words[0])
         assert (again, replayed, written.tables) == (ACCEPTED, True, {})
         outcome, _, written = await hear(core, words[1])
@@ -545,8 +542,8 @@ TIMES = [
 
 @pytest.mark.parametrize("forget", [False, True], ids=["warm", "cold"])
 @pytest.mark.parametrize("case", TIMES, ids=lambda case: case.name)
-async def test_success_is_judged_by_its_pay_time(tmp_path: Path, clock: ManualClock, case: Time, forget: bool) -> None:
-    with Core(fresh_database(tmp_path / "paycore.db"), clock=clock, late_grace_ms=case.grace_ms) as core:
+async def test_success_is_judged_by_its_pay_time(db_url: str, clock: ManualClock, case: Time, forget: bool) -> None:
+    with Core(db_url, clock=clock, late_grace_ms=case.grace_ms) as core:
         payment_id = await core.make_payment()
         record = core.store.load_record(payment_id)
         assert record is not None

@@ -262,6 +262,48 @@ async def test_two_pays_at_two_banks_make_attempts_of_their_own(
     assert younger.superseded_at_ms is None
 
 
+async def an_order_with_an_ended_attempt(racer: Racer) -> tuple[str, int]:
+    """A payment whose first attempt has failed for good; return its order number and its id."""
+    number = f"ended-{next(_orders)}"
+    step, payment_id, _ = await racer.ask("open", order_no=number, account="bank_a")
+    assert step == "CREATE"
+    assert await racer.ask("fail", payment_id=payment_id, attempt=1) == ["RECORDED", False]
+    return number, payment_id
+
+
+@pytest.mark.parametrize("held_pays", [True, False], ids=["pay_held", "close_held"])
+@pytest.mark.parametrize("point", POINTS)
+async def test_new_attempt_meeting_a_close_never_stands_open_on_a_closed_payment(
+    racers: tuple[Racer, Racer], db_url: str, point: str, held_pays: bool
+) -> None:
+    maker, other = racers
+    number, payment_id = await an_order_with_an_ended_attempt(maker)
+    paying, closing = ("open", {"order_no": number, "account": "bank_b"}), ("close", {"payment_id": payment_id})
+    if held_pays:
+        paid, closed = await meet(maker, point, paying, other, closing)
+    else:
+        closed, paid = await meet(maker, point, closing, other, paying)
+    rows = payment_rows(db_url, payment_id)
+    if closed == "CLOSED":
+        assert paid == "PAYMENT_CLOSED"
+        assert len(rows["channel_order"]) == 1
+    else:
+        assert (closed, paid[0], paid[2]) == ("ATTEMPT_STATE_UNKNOWN", "CREATE", 2)
+        assert "payment_outcome" not in rows
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_two_pays_of_one_payment_at_two_more_banks_number_their_attempts_apart(
+    racers: tuple[Racer, Racer], db_url: str, point: str
+) -> None:
+    held, free = racers
+    number, payment_id = await an_order_with_an_ended_attempt(held)
+    first, second = (("open", {"order_no": number, "account": account}) for account in ("bank_b", "bank_c"))
+    answers = await meet(held, point, first, free, second)
+    assert sorted((step, attempt) for step, _, attempt in answers) == [("CREATE", 2), ("CREATE", 3)]
+    assert [row.attempt for row in payment_rows(db_url, payment_id)["channel_order"]] == [1, 2, 3]
+
+
 async def test_many_words_to_two_processes_at_once_keep_one_capture_a_payment(
     racers: tuple[Racer, Racer], db_url: str
 ) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from sqlalchemy import text
 
 from paycore.domain.ids import excess_refund_no
 from paycore.domain.verdicts import AttemptState, CloseReason, NotifyOutcome, PaymentState, RefundState
 from tests.support.bank import CHANNEL_TIMEOUT_MS, LEASE_MS, Street, Town, a_town
-from tests.support.core import AMOUNT_MINOR, VALIDITY_MS, check_money_rules
+from tests.support.core import AMOUNT_MINOR, VALIDITY_MS, change, check_money_rules
 from tests.support.racers import Racer
 
 ONCE: dict[str, Any] = {"value": True, "times": 1}
@@ -203,10 +203,8 @@ async def test_refund_that_is_missing_is_added_and_the_money_goes_back_once(
     doubled = await paid_twice(town)
     if when == "after_it_was_sent":
         await town.refund()
-    with sqlite3.connect(town.core.path) as connection:
-        for table in tables:
-            connection.execute(f"DELETE FROM {table}")
-    connection.close()
+    for table in tables:
+        change(town.core.url, text(f"DELETE FROM {table}"))
     await town.refund(passes=2)
     refunded = [number for number, result in bank_refunds(town, doubled) if result == "REFUNDED"]
     assert refunded == [doubled.sent_no(1)]
@@ -223,10 +221,8 @@ async def test_missing_refund_is_counted_once(town: Town) -> None:
         town.user_pays(payment_id, attempt, bank)
         await town.hand_on(payment_id, attempt)
     assert town.core.count("paycore_refunds_total", reason="DUPLICATE", state="PENDING") == 2
-    with sqlite3.connect(town.core.path) as connection:
-        connection.execute("DELETE FROM refund WHERE attempt = 3")
-        connection.execute("DELETE FROM refund_try WHERE refund_no LIKE 'X03%'")
-    connection.close()
+    change(town.core.url, text("DELETE FROM refund WHERE attempt = 3"))
+    change(town.core.url, text("DELETE FROM refund_try WHERE refund_no LIKE 'X03%'"))
     await town.refund()
     assert town.core.count("paycore_refunds_total", reason="DUPLICATE", state="PENDING") == 3
 
@@ -237,12 +233,13 @@ async def test_kept_capture_beside_its_own_excess_row_is_never_refunded(town: To
     payment_id = (await town.core.pay(command)).payment.payment_id
     (trade_no,) = town.user_pays(payment_id)
     await town.hand_on(payment_id)
-    with sqlite3.connect(town.core.path) as connection:
-        connection.execute(
+    change(
+        town.core.url,
+        text(
             "INSERT INTO excess_payment SELECT payment_id, attempt, channel_trade_no, 3, amount_minor, currency,"
             " paid_at_ms, received_at_ms, source, recorded_at_ms, writer_no, group_no FROM payment_outcome"
-        )
-    connection.close()
+        ),
+    )
     await town.refund(passes=2)
     assert town.core.snapshot()["refund"] == set()
     assert town.kept_minor(payment_id, (1, "bank_a")) == AMOUNT_MINOR
@@ -321,10 +318,10 @@ async def test_payment_that_is_not_expired_yet_is_not_closed_by_the_refunder(tow
     "faults", [{}, {"hang_after_doing": {"refund": ONCE}}, {"answer_delay_ms": {"refund": 200}}], ids=str
 )
 async def test_two_refunders_at_once_send_the_money_back_once(
-    street: Street, town: Town, tmp_path: Path, faults: dict[str, Any]
+    street: Street, town: Town, faults: dict[str, Any]
 ) -> None:
     doubled = await paid_twice(town, **faults)
-    async with a_town(tmp_path, street) as other:
+    async with a_town(town.core.url, street) as other:
         for _ in range(3):
             await asyncio.gather(
                 town.core.refunder.run_once(), other.core.refunder.run_once(), town.core.a_refunder().run_once()
@@ -336,7 +333,7 @@ async def test_two_refunders_at_once_send_the_money_back_once(
 
 
 async def test_refunder_whose_lease_ran_out_writes_nothing_over_its_successor(
-    street: Street, patient_town: Town, tmp_path: Path
+    street: Street, patient_town: Town
 ) -> None:
     town = patient_town
     doubled = await paid_twice(town, answer_delay_ms={"refund": {"value": 1_500, "times": 1}})
@@ -344,7 +341,7 @@ async def test_refunder_whose_lease_ran_out_writes_nothing_over_its_successor(
     async with asyncio.timeout(10):
         while not bank_refunds(town, doubled):
             await asyncio.sleep(0.01)
-    async with a_town(tmp_path, street) as other:
+    async with a_town(town.core.url, street) as other:
         other.clock.advance(LEASE_MS + 1_000)
         await other.core.refunder.run_once()
         assert await tries(other, doubled) == [(1, RefundState.REFUNDED)]
@@ -360,7 +357,7 @@ async def test_refunder_killed_between_sending_and_its_answer_sends_the_money_ba
     street: Street, town: Town, tmp_path: Path, point: str
 ) -> None:
     doubled = await paid_twice(town)
-    doomed = await Racer(town.core.path, tmp_path / "racer", bank_url=street.bank.url, **{point: "crash"}).start()
+    doomed = await Racer(town.core.url, tmp_path / "racer", bank_url=street.bank.url, **{point: "crash"}).start()
     try:
         assert await doomed.ask("refund") == "DEAD"
         assert await doomed.wait_dead() == -9
@@ -377,11 +374,9 @@ async def test_refunder_killed_between_sending_and_its_answer_sends_the_money_ba
     assert len(bank_refunds(town, doubled)) == 1
 
 
-async def test_refund_of_an_account_that_is_not_configured_waits_for_it(
-    street: Street, town: Town, tmp_path: Path
-) -> None:
+async def test_refund_of_an_account_that_is_not_configured_waits_for_it(street: Street, town: Town) -> None:
     doubled = await paid_twice(town)
-    async with a_town(tmp_path, street, accounts=("bank_a",)) as other:
+    async with a_town(town.core.url, street, accounts=("bank_a",)) as other:
         await other.core.refunder.run_once()
     assert await tries(town, doubled) == [(1, RefundState.PENDING)]
     await town.refund(passes=2)

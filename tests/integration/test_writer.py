@@ -1,9 +1,8 @@
-"""The writer on SQLite: natural groups, a bounded queue, poison rows, lost answers, and dying at any instruction."""
+"""The writer on each database: natural groups, a bounded queue, poison rows, lost answers, dying anywhere."""
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -19,11 +18,12 @@ from paycore.domain.errors import (
     ThrottledError,
 )
 from paycore.domain.verdicts import CloseReason, NotifyOutcome, PaymentState
-from paycore.store import engine
+from paycore.store import engine, postgresql_server
 from paycore.usecases import writer as writer_module
 from paycore.usecases.close import InsertClosed
 from tests.support.clock import ManualClock
-from tests.support.core import Core, check_money_rules, fresh_database, read_all
+from tests.support.core import Core, check_money_rules, read_all
+from tests.support.databases import cure, held_database, poison
 from tests.support.racers import Racer, payment_rows
 from tests.support.units import Fail, held
 
@@ -31,23 +31,18 @@ ACCEPTED, DUPLICATE = NotifyOutcome.ACCEPTED, NotifyOutcome.DUPLICATE
 
 
 @pytest.fixture
-def db_path(tmp_path: Path) -> Path:
-    return fresh_database(tmp_path / "paycore.db")
-
-
-@pytest.fixture
-def core(db_path: Path) -> Iterator[Core]:
-    with Core(db_path, clock=ManualClock()) as core:
+def core(db_url: str) -> Iterator[Core]:
+    with Core(db_url, clock=ManualClock()) as core:
         yield core
 
 
 @pytest.fixture
-async def start_racer(db_path: Path, tmp_path: Path) -> AsyncIterator[Any]:
+async def start_racer(db_url: str, tmp_path: Path) -> AsyncIterator[Any]:
     """Starts a process with failpoints of its own; all are ended with the test."""
     racers: list[Racer] = []
 
     async def start(**failpoints: str) -> Racer:
-        racer = Racer(db_path, tmp_path / f"racer{len(racers)}", **failpoints)
+        racer = Racer(db_url, tmp_path / f"racer{len(racers)}", **failpoints)
         racers.append(racer)
         return await racer.start()
 
@@ -153,8 +148,8 @@ async def test_unit_that_breaks_unforeseen_fails_alone(core: Core) -> None:
 # The queue and its callers
 
 
-async def test_queue_at_its_limit_throttles_at_once_and_takes_again(db_path: Path) -> None:
-    with Core(db_path, clock=ManualClock(), queue_limit=3) as core:
+async def test_queue_at_its_limit_throttles_at_once_and_takes_again(db_url: str) -> None:
+    with Core(db_url, clock=ManualClock(), queue_limit=3) as core:
         ids = [await core.make_payment() for _ in range(4)]
         async with held(core.writer):
             tasks = as_tasks(*(core.notify(core.word(payment_id)) for payment_id in ids[:3]))
@@ -221,23 +216,12 @@ async def test_notification_of_a_loop_that_has_closed_is_committed_and_the_write
 # Poison
 
 
-def poison(db_path: Path, table: str, trade_no: str) -> None:
-    """Make the database refuse one trade number in one table."""
-    connection = sqlite3.connect(db_path)
-    connection.execute(
-        f"CREATE TRIGGER poison_{table}_{trade_no} BEFORE INSERT ON {table} WHEN new.channel_trade_no = '{trade_no}'"
-        " BEGIN SELECT RAISE(ABORT, 'poison'); END"
-    )
-    connection.commit()
-    connection.close()
-
-
 @pytest.mark.parametrize("place", [0, 4, 8])
 async def test_poison_row_is_refused_alone_and_the_rest_of_its_group_succeeds(
-    core: Core, db_path: Path, place: int
+    core: Core, db_url: str, place: int
 ) -> None:
     ids = [await core.make_payment() for _ in range(9)]
-    poison(db_path, "payment_outcome", "POISON")
+    poison(db_url, "payment_outcome", "POISON")
     words = [
         core.word(payment_id, trade_no="POISON" if number == place else "T1") for number, payment_id in enumerate(ids)
     ]
@@ -258,11 +242,11 @@ async def test_poison_row_is_refused_alone_and_the_rest_of_its_group_succeeds(
     assert all(core.health)
 
 
-async def test_group_that_fails_after_its_marks_were_made_leaves_none(core: Core, db_path: Path) -> None:
+async def test_group_that_fails_after_its_marks_were_made_leaves_none(core: Core, db_url: str) -> None:
     """A second row of the same payment is refused: the first one's mark must go with its row."""
     payment_id = await core.make_payment("bank_a", "bank_b")
-    poison(db_path, "excess_payment", "POISON")
-    poison(db_path, "payment_outcome", "T1")
+    poison(db_url, "excess_payment", "POISON")
+    poison(db_url, "payment_outcome", "T1")
     with core.watch() as written:
         async with held(core.writer):
             tasks = as_tasks(
@@ -280,13 +264,13 @@ async def test_group_that_fails_after_its_marks_were_made_leaves_none(core: Core
     assert (entry.kept_attempt, entry.captured_mask) == (2, 0b10)
 
 
-async def test_poison_rows_of_several_tables_are_each_refused_alone(core: Core, db_path: Path) -> None:
+async def test_poison_rows_of_several_tables_are_each_refused_alone(core: Core, db_url: str) -> None:
     poisoned = [await core.make_payment("bank_a", "bank_b") for _ in range(3)]
     sound = [await core.make_payment("bank_a", "bank_b") for _ in range(5)]
     for payment_id in poisoned[1:]:
         await core.notify(core.word(payment_id, 1, "A1"))
     for table, trade_no in (("payment_outcome", "P0"), ("excess_payment", "P1"), ("quarantine", "P2")):
-        poison(db_path, table, trade_no)
+        poison(db_url, table, trade_no)
     words = [core.word(payment_id, 1, "A1") for payment_id in sound]
     words[1:1] = [core.word(poisoned[0], 1, "P0"), core.word(poisoned[1], 2, "P1"), core.word(poisoned[2], 1, "P2")]
     async with held(core.writer):
@@ -298,14 +282,12 @@ async def test_poison_rows_of_several_tables_are_each_refused_alone(core: Core, 
     check_money_rules(core.snapshot())
 
 
-async def test_poison_row_whose_cause_is_gone_is_accepted(core: Core, db_path: Path) -> None:
+async def test_poison_row_whose_cause_is_gone_is_accepted(core: Core, db_url: str) -> None:
     payment_id = await core.make_payment()
-    poison(db_path, "payment_outcome", "P0")
+    poison(db_url, "payment_outcome", "P0")
     with pytest.raises(InvalidArgumentError):
         await core.notify(core.word(payment_id, trade_no="P0"))
-    with sqlite3.connect(db_path) as connection:
-        connection.execute("DROP TRIGGER poison_payment_outcome_P0")
-    connection.close()
+    cure(db_url, "payment_outcome", "P0")
     verdict = await core.notify(core.word(payment_id, trade_no="P0"))
     assert (verdict.outcome, verdict.replayed) == (ACCEPTED, False)
 
@@ -314,14 +296,13 @@ async def test_poison_row_whose_cause_is_gone_is_accepted(core: Core, db_path: P
 
 
 async def test_group_that_cannot_be_written_is_answered_unavailable_and_leaves_no_mark(
-    db_path: Path, monkeypatch: pytest.MonkeyPatch
+    db_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "BUSY_TIMEOUT_MS", 10)
-    with Core(db_path, clock=ManualClock()) as core:
+    monkeypatch.setattr(postgresql_server, "LOCK_TIMEOUT_MS", 10)
+    with Core(db_url, clock=ManualClock()) as core:
         payment_id = await core.make_payment("bank_a", "bank_b")
-        other = sqlite3.connect(db_path, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreUnavailableError) as refused:
+        with held_database(db_url), pytest.raises(StoreUnavailableError) as refused:
             await core.notify(core.word(payment_id, 1, "A1"))
         assert refused.value.reason == "STORE_BUSY"
         entry = core.index.get(payment_id)
@@ -329,8 +310,6 @@ async def test_group_that_cannot_be_written_is_answered_unavailable_and_leaves_n
         assert (entry.state, entry.captured_mask) == (PaymentState.OPEN, 0)
         assert core.count("paycore_commit_failures_total", cause="busy") == writer_module.MAX_TRIES
         assert core.health[-1] is False
-        other.execute("ROLLBACK")
-        other.close()
         verdict = await core.notify(core.word(payment_id, 2, "B1"))
         assert (verdict.outcome, verdict.replayed) == (ACCEPTED, False)
         assert (await core.notify(core.word(payment_id, 1, "A1"))).outcome == DUPLICATE
@@ -338,7 +317,7 @@ async def test_group_that_cannot_be_written_is_answered_unavailable_and_leaves_n
 
 
 @pytest.mark.parametrize("point", ["judge.outcomes_inserted", "store.before_commit"])
-async def test_notification_is_not_answered_before_it_is_durable(start_racer: Any, db_path: Path, point: str) -> None:
+async def test_notification_is_not_answered_before_it_is_durable(start_racer: Any, db_url: str, point: str) -> None:
     racer = await start_racer()
     payment_id = await racer.ask("make", attempts=["bank_a"], ended=[])
     racer.shut(point)
@@ -346,10 +325,10 @@ async def test_notification_is_not_answered_before_it_is_durable(start_racer: An
     await racer.reached(point)
     assert await racer.ask("ping") == "pong"
     assert not answer.done()
-    assert "payment_outcome" not in payment_rows(db_path, payment_id)
+    assert "payment_outcome" not in payment_rows(db_url, payment_id)
     racer.open(point)
     assert await answer == ["ACCEPTED", False]
-    assert "payment_outcome" in payment_rows(db_path, payment_id)
+    assert "payment_outcome" in payment_rows(db_url, payment_id)
 
 
 @pytest.mark.parametrize(
@@ -364,37 +343,35 @@ async def test_notification_is_not_answered_before_it_is_durable(start_racer: An
     ],
 )
 async def test_process_killed_on_the_way_answers_nothing_and_the_word_sent_again_is_right(
-    start_racer: Any, db_path: Path, place: str, durable: bool
+    start_racer: Any, db_url: str, place: str, durable: bool
 ) -> None:
     doomed = await start_racer(**{place: "crash"})
     payment_id = await doomed.ask("make", attempts=["bank_a", "bank_b"], ended=[])
     assert await doomed.ask("notify", payment_id=payment_id, attempt=1, trade_no="T1") == "DEAD"
     assert await doomed.wait_dead() == -9
-    assert ("payment_outcome" in payment_rows(db_path, payment_id)) is durable
+    assert ("payment_outcome" in payment_rows(db_url, payment_id)) is durable
     heir = await start_racer()
     assert await heir.ask("notify", payment_id=payment_id, attempt=1, trade_no="T1") == ["ACCEPTED", durable]
     assert await heir.ask("notify", payment_id=payment_id, attempt=2, trade_no="T2") == ["DUPLICATE", False]
-    check_money_rules(read_all(db_path))
+    check_money_rules(read_all(db_url))
 
 
 # A commit whose answer was lost
 
 
-async def test_commit_whose_answer_was_lost_is_decided_again_and_is_no_replay(start_racer: Any, db_path: Path) -> None:
+async def test_commit_whose_answer_was_lost_is_decided_again_and_is_no_replay(start_racer: Any, db_url: str) -> None:
     racer = await start_racer(**{"store.committed*2": "error"})
     payment_id = await racer.ask("make", attempts=["bank_a", "bank_b"], ended=[])
     assert await racer.ask("notify", payment_id=payment_id, attempt=1, trade_no="T1") == ["ACCEPTED", False]
-    rows = payment_rows(db_path, payment_id)
+    rows = payment_rows(db_url, payment_id)
     assert len(rows["payment_outcome"]) == 1
     assert await racer.ask("notify", payment_id=payment_id, attempt=1, trade_no="T1") == ["ACCEPTED", True]
     assert await racer.ask("notify", payment_id=payment_id, attempt=2, trade_no="T2") == ["DUPLICATE", False]
-    (excess,) = payment_rows(db_path, payment_id)["excess_payment"]
+    (excess,) = payment_rows(db_url, payment_id)["excess_payment"]
     assert excess.writer_no > rows["payment_outcome"][0].writer_no, "a lost answer ends the stream of commits"
 
 
-async def test_group_whose_commit_was_not_answered_is_answered_as_if_it_had_been(
-    start_racer: Any, db_path: Path
-) -> None:
+async def test_group_whose_commit_was_not_answered_is_answered_as_if_it_had_been(start_racer: Any, db_url: str) -> None:
     racer = await start_racer(**{"store.committed*3": "error"})
     ids = [await racer.ask("make", attempts=["bank_a", "bank_b"], ended=[]) for _ in range(2)]
     racer.shut("writer.taken")
@@ -414,48 +391,48 @@ async def test_group_whose_commit_was_not_answered_is_answered_as_if_it_had_been
         ["ACCEPTED", True],
         ["DUPLICATE", True],
     ]
-    check_money_rules(read_all(db_path))
+    check_money_rules(read_all(db_url))
 
 
 async def test_commits_that_are_never_answered_end_unavailable_and_are_replays_when_sent_again(
-    start_racer: Any, db_path: Path
+    start_racer: Any, db_url: str
 ) -> None:
     maker = await start_racer()
     payment_id = await maker.ask("make", attempts=["bank_a"], ended=[])
     racer = await start_racer(**{"store.committed": "error"})
     assert await racer.ask("notify", payment_id=payment_id, attempt=1, trade_no="T1") == "STORE_BUSY"
-    assert len(payment_rows(db_path, payment_id)["payment_outcome"]) == 1
+    assert len(payment_rows(db_url, payment_id)["payment_outcome"]) == 1
     assert await maker.ask("notify", payment_id=payment_id, attempt=1, trade_no="T1") == ["ACCEPTED", True]
 
 
-async def test_close_whose_commit_was_not_answered_is_closed_once(start_racer: Any, db_path: Path) -> None:
+async def test_close_whose_commit_was_not_answered_is_closed_once(start_racer: Any, db_url: str) -> None:
     racer = await start_racer(**{"store.committed*2": "error"})
     payment_id = await racer.ask("make", attempts=["bank_a"], ended=[1])
     assert await racer.ask("close", payment_id=payment_id) == "CLOSED"
-    assert len(payment_rows(db_path, payment_id)["payment_outcome"]) == 1
+    assert len(payment_rows(db_url, payment_id)["payment_outcome"]) == 1
 
 
 async def test_pay_whose_commit_was_not_answered_makes_one_payment_and_one_attempt(
-    start_racer: Any, db_path: Path
+    start_racer: Any, db_url: str
 ) -> None:
     racer = await start_racer(**{"store.committed*1": "error"})
     step, payment_id, attempt = await racer.ask("open", order_no="lost", account="bank_a")
     assert (step, attempt) == ("CREATE", 1)
-    rows = read_all(db_path)
+    rows = read_all(db_url)
     assert [len(rows[name]) for name in ("payment", "merchant_order", "channel_order")] == [1, 1, 1]
     assert next(iter(rows["payment"])).payment_id == payment_id
 
 
-async def test_failure_whose_commit_was_not_answered_is_no_replay(start_racer: Any, db_path: Path) -> None:
+async def test_failure_whose_commit_was_not_answered_is_no_replay(start_racer: Any, db_url: str) -> None:
     racer = await start_racer(**{"store.committed*2": "error"})
     payment_id = await racer.ask("make", attempts=["bank_a"], ended=[])
     assert await racer.ask("fail", payment_id=payment_id, attempt=1) == ["RECORDED", False]
 
 
 async def test_unknown_word_whose_commit_was_not_answered_is_counted_as_one_arrival(
-    start_racer: Any, db_path: Path
+    start_racer: Any, db_url: str
 ) -> None:
     racer = await start_racer(**{"store.committed*1": "error"})
     assert await racer.ask("notify", payment_id=77, attempt=1, trade_no="T1") == ["UNKNOWN", False]
-    (row,) = read_all(db_path)["quarantine"]
+    (row,) = read_all(db_url)["quarantine"]
     assert row.arrivals == 1

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from paycore.domain.decision import ABSENT_MS
@@ -17,7 +16,7 @@ from paycore.store.rows import PaymentFile
 from paycore.usecases.keys import ByPaymentId
 from paycore.usecases.pay_command import PayCommand
 from tests.support.clock import ShiftedClock
-from tests.support.core import CHANNEL, Core, fresh_database, pay_command
+from tests.support.core import CHANNEL, Core, pay_command
 from tests.support.simbank import Driver, Received, Receiver, Running, adapter
 
 CHANNEL_TIMEOUT_MS = 700
@@ -102,14 +101,12 @@ def as_notification(received: Received, now_ms: int) -> Notification:
 
 @asynccontextmanager
 async def a_town(
-    folder: Path, street: Street, *, timeout_ms: int = CHANNEL_TIMEOUT_MS, **settings: Any
+    url: str, street: Street, *, timeout_ms: int = CHANNEL_TIMEOUT_MS, **settings: Any
 ) -> AsyncIterator[Town]:
-    """A core, on a fresh database unless the folder has one. timeout_ms: how long its adapter waits for a bank."""
-    clock, path = ShiftedClock(), folder / "paycore.db"
-    if not path.exists():
-        fresh_database(path)
+    """A core on a database. timeout_ms: how long its adapter waits for a bank."""
+    clock = ShiftedClock()
     channel = adapter(street.bank.url, timeout_ms)
-    with Core(path, clock=clock, channels={CHANNEL: channel}, **{"lease_ms": LEASE_MS, **settings}) as core:
+    with Core(url, clock=clock, channels={CHANNEL: channel}, **{"lease_ms": LEASE_MS, **settings}) as core:
         try:
             yield Town(core, clock, street.driver, street.receiver)
         finally:

@@ -176,7 +176,7 @@ class PostgresqlStore:
 
     def open_writer(self, started_at_ms: int) -> int:
         try:
-            with self._transaction() as connection:
+            with self._transaction(_no_mark) as connection:
                 result = connection.execute(
                     insert(tables.writer).values(started_at_ms=started_at_ms, seen_at_ms=started_at_ms)
                 )
@@ -189,19 +189,19 @@ class PostgresqlStore:
 
     @contextmanager
     def write(self, stamp: Stamp) -> Iterator[PostgresqlTransaction]:
-        with self._transaction() as connection:
+        with self._transaction(failpoint) as connection:
             failpoint("store.begun")
             yield PostgresqlTransaction(connection, stamp)
             failpoint("store.before_commit")
 
     @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
+    def _transaction(self, mark: Callable[[str], None]) -> Iterator[Connection]:
         try:
             with self._translated():
                 connection = self._writer_connection()
                 with connection.begin() as transaction:
                     yield connection
-                    self._commit(connection, transaction)
+                    self._commit(connection, transaction, mark)
         except StoreUnavailableError:
             # Another server may have taken over when the next group comes.
             self._drop_connection()
@@ -210,7 +210,7 @@ class PostgresqlStore:
             self._drop_connection(only_broken=True)
             raise
 
-    def _commit(self, connection: Connection, transaction: RootTransaction) -> None:
+    def _commit(self, connection: Connection, transaction: RootTransaction, mark: Callable[[str], None]) -> None:
         driver = _driver(connection)
         if driver.info.transaction_status == TransactionStatus.INERROR:
             # The server would take COMMIT for ROLLBACK, and say so in a word that no driver makes an error of.
@@ -218,7 +218,7 @@ class PostgresqlStore:
         self._warnings.clear()
         try:
             transaction.commit()
-            failpoint("store.committed")
+            mark("store.committed")
         except DBAPIError as error:
             if not driver.closed:
                 # The server has answered, and said no.
@@ -318,6 +318,10 @@ class PostgresqlStore:
         if state in _BUSY_STATES:
             return StoreBusyError(_said(cause))
         return StoreUnavailableError("STORE_UNAVAILABLE", f"the database cannot be used: {_said(cause)}")
+
+
+def _no_mark(_name: str) -> None:
+    """A failpoint's place in a transaction that is no group's."""
 
 
 def _driver(connection: Connection) -> Any:
