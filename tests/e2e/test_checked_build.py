@@ -23,6 +23,7 @@ SUITES = [
     ("_wire", "tests/contract/test_wire.py"),
     ("_wire", "tests/contract/test_wire_batch.py"),
     ("_wire", "tests/contract/test_wire_fuzz.py"),
+    ("_group", "tests/contract/test_group.py"),
 ]
 SECONDS = 400
 
