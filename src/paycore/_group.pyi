@@ -20,13 +20,13 @@ class Group:
 
     def __init__(self, index: Index, pieces: list[tuple[Batch, int, int]]) -> None: ...
     def missing(self) -> list[int]:
-        """The payments, ascending, that the words name and the index does not hold."""
+        """The payments, ascending, of the words without an answer that the index does not hold."""
 
     def accept(self) -> int:
-        """Check every word; accept, answer and mark those that the index holds for the first and in time.
+        """Check every word without an answer; accept, answer and mark those that are the first and in time.
 
-        Returns how many. The index must be between ``begin`` and ``commit``. May be called once. Raises MemoryError;
-        the index must then be rolled back.
+        Returns how many are accepted in all. Worth calling again once what was ``missing`` has been loaded. The index
+        must be between ``begin`` and ``commit``. Raises MemoryError; it must then be rolled back.
         """
 
     def rare(self, lost: Collection[int]) -> list[tuple[Batch, int]]:

@@ -98,7 +98,7 @@ cdef class Group:
 
     def __cinit__(self, Index index not None, list pieces not None):
         cdef Batch batch
-        cdef Py_ssize_t start, stop
+        cdef Py_ssize_t start, stop, i
         self.index = index
         self.batches = []
         self.slices = <slice_t *>allocate(max(len(pieces), 1), sizeof(slice_t))
@@ -109,6 +109,10 @@ cdef class Group:
             self.slices[self.slice_count].notes = batch.notes + start
             self.slices[self.slice_count].data = PyBytes_AS_STRING(batch.data)
             self.slices[self.slice_count].count = stop - start
+            for i in range(start, stop):
+                # An earlier try of this group may have answered it. What the batch has refused keeps its answer.
+                if not batch.notes[i].refused:
+                    batch.notes[i].verdict = 0
             self.slice_count += 1
             self.word_count += stop - start
         self.picks = <pick_t *>allocate(max(self.word_count, 1), sizeof(pick_t))
@@ -125,8 +129,10 @@ cdef class Group:
         for i in range(self.slice_count):
             piece = &self.slices[i]
             for j in range(piece.count):
+                if piece.notes[j].verdict:
+                    continue
                 payment_id = piece.notes[j].payment_id
-                if payment_id and not piece.notes[j].refused and not self.index.holds(payment_id):
+                if payment_id and not self.index.holds(payment_id):
                     found.add(payment_id)
         return sorted(found)
 
@@ -134,7 +140,6 @@ cdef class Group:
         cdef const slice_t *piece
         cdef Py_ssize_t i, j
         cdef bint sorted_already = True
-        self.pick_count = self.untrusted_count = 0
         for i in range(self.slice_count):
             piece = &self.slices[i]
             for j in range(min(piece.count, <Py_ssize_t>PREFETCH_AHEAD)):
@@ -142,7 +147,7 @@ cdef class Group:
             for j in range(piece.count):
                 if piece.count - j > PREFETCH_AHEAD:
                     self.index.prefetch(piece.notes[j + PREFETCH_AHEAD].payment_id)
-                if not piece.notes[j].refused:
+                if piece.notes[j].verdict == 0:
                     self._try_word(piece, &piece.notes[j])
         for i in range(1, self.pick_count):
             if self.picks[i].payment_id < self.picks[i - 1].payment_id:
@@ -156,7 +161,6 @@ cdef class Group:
         """Accept a word where the index alone can tell that it is the first of its payment and in time."""
         cdef capture_t capture
         cdef uint32_t verdict
-        note.verdict = 0
         if not note.plain or note.payment_id == 0:
             return 0
         capture.payment_id = note.payment_id

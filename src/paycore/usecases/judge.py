@@ -96,10 +96,13 @@ class GroupJudge:
         answered; what they wrote is this group's own and no replay.
         """
         group = Group(self._index, pieces)
-        self._load(transaction, group.missing())
+        group.accept()
+        if missing := group.missing():
+            load_columns(self._index, transaction.index_columns_of(missing), self._codes)
+            group.accept()
         # One with excess loses too: another process may have judged this very capture, which is then no first one, and
         # a refund may wait for the outcome.
-        lost = transaction.insert_first_outcomes(group) if group.accept() else set()
+        lost = transaction.insert_first_outcomes(group) if len(group) else set()
         failpoint("judge.outcomes_inserted")
         items = [RareItem(batch, at, notification_at(batch, at)) for batch, at in group.rare(lost)]
         terms = Terms(transaction.stamp, self._late_grace_ms, own_tries, self._accounts, self._budget)
@@ -110,10 +113,6 @@ class GroupJudge:
         """Take note of what a group that is durable added to quarantine."""
         for source, rows in result.quarantined.items():
             self._budget.spend(source, rows, now_ms)
-
-    def _load(self, transaction: WriteTransaction, payment_ids: list[int]) -> None:
-        if payment_ids:
-            load_columns(self._index, transaction.index_columns_of(payment_ids), self._codes)
 
     def _judge_rare(
         self, transaction: WriteTransaction, items: list[RareItem], terms: Terms
