@@ -147,9 +147,10 @@ def test_tally_counts_by_account_outcome_and_replay_and_leaves_out_what_was_refu
     words = [a_word(FIRST_ID + place, account=account) for place, account in enumerate([*ACCOUNTS, "bank_z", "bank_a"])]
     batch = DECODER.of_values(words)
     batch.refuse(4, NotifyOutcome.THROTTLED)
+    group = Group(Index(), [(batch, 0, 5)])
     for place, verdict in enumerate([1, 2, 1 | VerdictFlag.REPLAYED, 7]):
         batch.answer(place, int(verdict))
-    assert sorted(Group(Index(), [(batch, 0, 5)]).tally()) == [
+    assert sorted(group.tally()) == [
         (0, 7, False, 1),
         (1, 1, False, 1),
         (2, 2, False, 1),
