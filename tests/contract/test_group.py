@@ -143,6 +143,31 @@ def test_payments_that_the_index_lacks_are_named_once_each_and_in_order() -> Non
     assert Group(index, [(batch, 0, 3)]).missing() == [FIRST_ID + 3]
 
 
+def test_answer_of_an_earlier_try_is_forgotten_and_a_refusal_is_not() -> None:
+    words = [a_word(FIRST_ID), a_word(FIRST_ID + 1)]
+    index, batch = an_index(words), DECODER.of_values(words)
+    batch.answer(0, NotifyOutcome.ACCEPTED)
+    batch.refuse(1, NotifyOutcome.INVALID)
+    group = Group(index, [(batch, 0, 2)])
+    assert [batch.verdict(place)[0] for place in (0, 1)] == [0, NotifyOutcome.INVALID]
+    assert group.rare(()) == [(batch, 0)]
+
+
+def test_words_whose_payments_were_loaded_meanwhile_are_accepted_by_a_second_call() -> None:
+    words = [a_word(FIRST_ID + place) for place in (2, 0, 1)]
+    index, batch = an_index(words, leave_out=1), DECODER.of_values([*words, words[0]])
+    group = Group(index, [(batch, 0, 4)])
+    index.begin()
+    assert group.accept() == 2
+    assert group.missing() == [FIRST_ID + 2]
+    index.put(FIRST_ID + 2, 500, 156, EXPIRE_AT_MS, PaymentState.OPEN, 0, 3, 0, (1, 1, 1))
+    assert group.accept() == len(group) == 3
+    assert group.payment_ids == [FIRST_ID, FIRST_ID + 1, FIRST_ID + 2]
+    assert group.arrays() == PlainOutcomes([expected_row(word) for word in words]).arrays()
+    assert group.rare(()) == [(batch, 3)]
+    index.rollback()
+
+
 def test_tally_counts_by_account_outcome_and_replay_and_leaves_out_what_was_refused() -> None:
     words = [a_word(FIRST_ID + place, account=account) for place, account in enumerate([*ACCOUNTS, "bank_z", "bank_a"])]
     batch = DECODER.of_values(words)
