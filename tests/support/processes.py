@@ -10,6 +10,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple, cast
 
 import grpc
@@ -19,7 +20,7 @@ from paycore.bench.payments import CHANNEL, CURRENCY, account, amount_minor, tra
 from paycore.client import notify_request
 from paycore.domain.ids import created_at_ms, format_channel_order_no
 from paycore.v1 import payment_pb2, payment_service_pb2
-from tests.support.server import ServerProcess
+from tests.support.server import START_SECONDS, ServerProcess
 from tests.support.simbank import SECRETS, wait_for
 
 NOBODY = "http://127.0.0.1:9"
@@ -146,18 +147,23 @@ class Peer(ServerProcess):
 
     @property
     def channel(self) -> grpc.Channel:
-        """A connection of one's own; after a restart it is made anew by itself."""
-        if self._channel is None:
-            soon = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 200)]
-            soon += [("grpc.min_reconnect_backoff_ms", 100), ("grpc.use_local_subchannel_pool", 1)]
-            self._channel = grpc.insecure_channel(self.address, options=soon)
+        """A connection of this server's own; after a restart it is made anew by itself."""
+        assert self._channel is not None, "the server has not been started"
         return self._channel
 
-    def kill(self) -> None:
-        super().kill()
+    def wait_ready(self, seconds: float = START_SECONDS) -> None:
+        super().wait_ready(seconds)
+        if self._channel is None:
+            options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 200)]
+            options += [("grpc.min_reconnect_backoff_ms", 5_000), ("grpc.use_local_subchannel_pool", 1)]
+            self._channel = grpc.insecure_channel(self.address, options=options)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
         if self._channel is not None:
             self._channel.close()
-            self._channel = None
 
     def send(self, words: Sequence[Word]) -> Sent:
         """Send a batch; do not wait."""
@@ -205,15 +211,13 @@ def peers(
 ) -> Iterator[list[Peer]]:
     """Run so many servers on one database, started together."""
     running = [Peer(url, folder / f"server-{number}", gates=gates, bank_url=bank_url) for number in range(count)]
-    try:
+    with contextlib.ExitStack() as stack:
         for peer in running:
+            stack.push(peer)
             peer.launch()
         for peer in running:
             peer.wait_ready()
         yield running
-    finally:
-        for peer in running:
-            peer.kill()
 
 
 class Told(NamedTuple):

@@ -1,0 +1,133 @@
+"""A server's connection to PostgreSQL is cut at every step, while another server decides the same payments."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from paycore.bench.payments import Cycle, Lot
+from tests.support.books import check_books, counts, not_settled_once, put_lot
+from tests.support.clock import ShiftedClock
+from tests.support.cutting import CuttingLink, When
+from tests.support.databases import make_database
+from tests.support.processes import Answer, Peer, failure, success
+
+STEPS: list[tuple[bytes, When]] = [
+    (b"BEGIN", "instead"),
+    (b"BEGIN", "answered"),
+    (b"INSERT INTO payment_outcome", "instead"),
+    (b"INSERT INTO payment_outcome", "answered"),
+    (b"FOR NO KEY UPDATE", "answered"),
+    (b"INSERT INTO excess_payment", "answered"),
+    (b"INSERT INTO refund", "answered"),
+    (b"COMMIT", "instead"),
+    (b"COMMIT", "sent"),
+    (b"COMMIT", "answered"),
+]
+
+BEGUN, BEFORE_COMMIT = "store.begun", "store.before_commit"
+
+_nodes = itertools.count(1)
+
+
+class Scene(NamedTuple):
+    """Two servers over one database, the first of which reaches it by a link that can be cut."""
+
+    url: str
+    link: CuttingLink
+    behind_link: Peer
+    direct: Peer
+
+    def put(self, size: int) -> list[int]:
+        """Put payments with two open attempts there; return their ids."""
+        node = next(_nodes)
+        first_ms = ShiftedClock().now_ms() - 600_000 + node * 1_000
+        return put_lot(self.url, Lot(first_ms, size, node, cycle=Cycle(length=1, twice=1, expired=0)))
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    folder = tmp_path_factory.mktemp("cut")
+    url = make_database("postgresql", folder)
+    with (
+        CuttingLink(url) as link,
+        Peer(link.url, folder / "behind-link", gates=(BEGUN, BEFORE_COMMIT)) as behind_link,
+        Peer(url, folder / "direct") as direct,
+    ):
+        yield Scene(url, link, behind_link, direct)
+
+
+@pytest.mark.parametrize(("word", "when"), STEPS, ids=[f"{row[0].decode()}-{row[1]}" for row in STEPS])
+def test_connection_cut_at_any_step_acknowledges_nothing_that_is_not_durable_and_counts_nothing_twice(
+    scene: Scene, word: bytes, when: When
+) -> None:
+    """One message: first successes, second ones of paid payments, failures; the other server is told the rest."""
+    ids = scene.put(30)
+    first, paid, failed = ids[:10], ids[10:20], ids[20:]
+    assert scene.direct.tell(*(success(payment_id, 1) for payment_id in paid)) == [Answer("ACCEPTED", False)] * 10
+    # On a new connection every statement goes out by its text.
+    scene.link.cut_all()
+    before = scene.link.cuts
+    scene.link.arm(word, when)
+    words = [success(payment_id, 1) for payment_id in first] + [success(payment_id, 2) for payment_id in paid]
+    words += [failure(payment_id, 1) for payment_id in failed]
+    sent = scene.behind_link.send(words)
+    others = [success(payment_id, 2) for payment_id in first] + [success(payment_id, 1) for payment_id in failed]
+    told = scene.direct.tell(*others)
+    answers = sent.answers()
+    assert scene.link.cuts == before + 1
+    for here, there in zip(answers[:10], told[:10], strict=True):
+        assert sorted([here, there]) == [Answer("ACCEPTED", False), Answer("DUPLICATE", False)]
+    assert answers[10:20] == [Answer("DUPLICATE", False)] * 10
+    assert answers[20:] == [Answer("RECORDED", False)] * 10
+    assert told[10:] == [Answer("ACCEPTED", False)] * 10
+    scene.direct.tell(*(success(payment_id, 2) for payment_id in failed))
+    assert counts(scene.url, ids[0], ids[-1]) == {
+        "payment_outcome": 30,
+        "excess_payment": 30,
+        "refund": 30,
+        "refund_try": 30,
+        "quarantine": 0,
+    }
+    assert not_settled_once(scene.url, ids[0], ids[-1]) == []
+    check_books(scene.url)
+    for peer in (scene.behind_link, scene.direct):
+        assert peer.tell(*words) == [answer._replace(replayed=True) for answer in answers]
+        assert "refund_was_missing" not in peer.log()
+
+
+def die_after_unanswered_commit(scene: Scene) -> list[int]:
+    """Have a success of each of some payments committed, lose the answer, and kill the server as it tries again."""
+    while True:
+        ids = scene.put(20)
+        scene.behind_link.shut(BEFORE_COMMIT)
+        sent = scene.behind_link.send([success(payment_id, 1) for payment_id in ids])
+        scene.behind_link.wait_held(BEFORE_COMMIT)
+        scene.behind_link.shut(BEGUN)
+        scene.link.arm(b"COMMIT", "answered")
+        scene.behind_link.open(BEFORE_COMMIT)
+        scene.behind_link.wait_held(BEGUN)
+        if counts(scene.url, ids[0], ids[-1])["payment_outcome"]:
+            break
+        # A heartbeat came by first.
+        scene.behind_link.open(BEGUN)
+        sent.answers()
+    assert not sent.is_answered()
+    scene.behind_link.kill()
+    scene.behind_link.open(BEGUN)
+    assert sent.code() == "UNAVAILABLE"
+    return ids
+
+
+def test_server_that_dies_with_its_commit_unanswered_is_made_up_for_by_another_one(scene: Scene) -> None:
+    ids = die_after_unanswered_commit(scene)
+    words = [success(payment_id, 1) for payment_id in ids]
+    assert scene.direct.tell(*words) == [Answer("ACCEPTED", True)] * len(ids)
+    scene.direct.tell(*(success(payment_id, 2) for payment_id in ids))
+    assert not_settled_once(scene.url, ids[0], ids[-1]) == []
+    check_books(scene.url)
+    scene.behind_link.restart()
+    assert scene.behind_link.tell(*words) == [Answer("ACCEPTED", True)] * len(ids)
