@@ -230,6 +230,7 @@ class Bench:
                 "load": load,
                 "cores": self._cores.description if options.pinned else "shared by load, server and database",
                 "workers": str(options.workers),
+                "refunds": "written with their notifications, not sent: nobody is behind the bank",
             },
             more={
                 "store": options.store,
@@ -246,7 +247,9 @@ class Bench:
     def _serving(self) -> Iterator[Server]:
         options = self._options
         # So that the payments of the run are those that the server reads into its index at its start.
-        flags = ["--warm-payments", str(max(1, self._lots.heard)), *options.flags]
+        flags = ["--warm-payments", str(max(1, self._lots.heard))]
+        # Nobody is behind the bank: refunds are written, and would be tried again and again if they were sent.
+        flags += ["--refund-interval-ms", "600000", *options.flags]
         flags += ["--workers", str(options.workers)] if options.workers > 1 else []
         self._progress.phase("start the server", 0)
         with paycore_server(self._database.url, options.folder, self._cores.server, flags) as server:
