@@ -253,7 +253,8 @@ class OwnServer:
 @contextmanager
 def own_server() -> Iterator[OwnServer]:
     """Run a server beside the shared one; it is gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="paycore-own-pg-"))
+    # Inside the shared server's folder, which its keeper removes even where this process is killed.
+    folder = Path(tempfile.mkdtemp(prefix="own-", dir=server(NEWEST).folder))
     own = OwnServer(folder)
     try:
         own.start()
