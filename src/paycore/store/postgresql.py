@@ -22,7 +22,7 @@ import psycopg
 from psycopg.abc import AdaptContext
 from psycopg.adapt import Dumper
 from psycopg.pq import Format, TransactionStatus
-from sqlalchemy import Connection, Engine, RootTransaction, delete, insert
+from sqlalchemy import Connection, CursorResult, Engine, RootTransaction, delete, insert
 from sqlalchemy.dialects import postgresql as dialect
 from sqlalchemy.exc import DBAPIError
 
@@ -147,7 +147,8 @@ class PostgresqlTransaction(SqlTransaction):
         )
         if self._with_excess(ids) - excluded:
             raise StoreBusyError("an excess capture appeared while first outcomes were inserted")
-        if inserted.rowcount == len(ids) - len(excluded):
+        # Counted by the rows that came back: a sharded engine may say how many were tried (Citus, issue 3377).
+        if _rows_returned(inserted) == len(ids) - len(excluded):
             return excluded
         return set(ids) - set(inserted.scalars())
 
@@ -322,6 +323,12 @@ class PostgresqlStore:
 
 def _no_mark(_name: str) -> None:
     """A failpoint's place in a transaction that is no group's."""
+
+
+def _rows_returned(result: CursorResult[Any]) -> int:
+    """How many rows a statement has returned, before they are fetched."""
+    returned: int = result.cursor.pgresult.ntuples
+    return returned
 
 
 def _driver(connection: Connection) -> Any:
