@@ -15,20 +15,21 @@ from tests.support.cutting import CuttingLink, When
 from tests.support.databases import make_database
 from tests.support.processes import Answer, Peer, failure, success
 
-STEPS: list[tuple[bytes, When]] = [
-    (b"BEGIN", "instead"),
-    (b"BEGIN", "answered"),
-    (b"INSERT INTO payment_outcome", "instead"),
-    (b"INSERT INTO payment_outcome", "answered"),
-    (b"FOR NO KEY UPDATE", "answered"),
-    (b"INSERT INTO excess_payment", "answered"),
-    (b"INSERT INTO refund", "answered"),
-    (b"COMMIT", "instead"),
-    (b"COMMIT", "sent"),
-    (b"COMMIT", "answered"),
-]
+TAKEN, BEGUN, BEFORE_COMMIT = "writer.taken", "store.begun", "store.before_commit"
 
-BEGUN, BEFORE_COMMIT = "store.begun", "store.before_commit"
+STEPS: list[tuple[bytes, When, str, str]] = [
+    (b"BEGIN", "instead", TAKEN, "busy"),
+    (b"BEGIN", "answered", TAKEN, "busy"),
+    (b"INSERT INTO payment_outcome", "instead", BEGUN, "busy"),
+    (b"INSERT INTO payment_outcome", "answered", BEGUN, "busy"),
+    (b"FOR NO KEY UPDATE", "answered", BEGUN, "busy"),
+    (b"INSERT INTO excess_payment", "answered", BEGUN, "busy"),
+    (b"INSERT INTO refund", "answered", BEGUN, "busy"),
+    (b"COMMIT", "instead", BEFORE_COMMIT, "commit_unknown"),
+    (b"COMMIT", "sent", BEFORE_COMMIT, "commit_unknown"),
+    (b"COMMIT", "answered", BEFORE_COMMIT, "commit_unknown"),
+]
+"""What is cut at, when, the gate before it, and what the server takes it for."""
 
 _nodes = itertools.count(1)
 
@@ -54,42 +55,47 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     url = make_database("postgresql", folder)
     with (
         CuttingLink(url) as link,
-        Peer(link.url, folder / "behind-link", gates=(BEGUN, BEFORE_COMMIT)) as behind_link,
+        Peer(link.url, folder / "behind-link", gates=(TAKEN, BEGUN, BEFORE_COMMIT)) as behind_link,
         Peer(url, folder / "direct") as direct,
     ):
         yield Scene(url, link, behind_link, direct)
 
 
-@pytest.mark.parametrize(("word", "when"), STEPS, ids=[f"{row[0].decode()}-{row[1]}" for row in STEPS])
+@pytest.mark.parametrize(("word", "when", "gate", "cause"), STEPS, ids=[f"{row[0].decode()}-{row[1]}" for row in STEPS])
 def test_connection_cut_at_any_step_acknowledges_nothing_that_is_not_durable_and_counts_nothing_twice(
-    scene: Scene, word: bytes, when: When
+    scene: Scene, word: bytes, when: When, gate: str, cause: str
 ) -> None:
     """One message: first successes, second ones of paid payments, failures; the other server is told the rest."""
-    ids = scene.put(30)
-    first, paid, failed = ids[:10], ids[10:20], ids[20:]
+    ids = scene.put(40)
+    alone, raced, paid, failed = ids[:10], ids[10:20], ids[20:30], ids[30:]
     assert scene.direct.tell(*(success(payment_id, 1) for payment_id in paid)) == [Answer("ACCEPTED", False)] * 10
+    words = [success(payment_id, 1) for payment_id in alone + raced] + [success(payment_id, 2) for payment_id in paid]
+    words += [failure(payment_id, 1) for payment_id in failed]
     # On a new connection every statement goes out by its text.
     scene.link.cut_all()
-    before = scene.link.cuts
-    scene.link.arm(word, when)
-    words = [success(payment_id, 1) for payment_id in first] + [success(payment_id, 2) for payment_id in paid]
-    words += [failure(payment_id, 1) for payment_id in failed]
+    scene.behind_link.shut(gate)
     sent = scene.behind_link.send(words)
-    others = [success(payment_id, 2) for payment_id in first] + [success(payment_id, 1) for payment_id in failed]
-    told = scene.direct.tell(*others)
+    scene.behind_link.wait_held(gate)
+    before, failed_before = scene.link.cuts, scene.behind_link.failed_commits()
+    scene.link.arm(word, when)
+    scene.behind_link.open(gate)
+    told = scene.direct.tell(*(success(payment_id, 2) for payment_id in raced))
     answers = sent.answers()
     assert scene.link.cuts == before + 1
-    for here, there in zip(answers[:10], told[:10], strict=True):
+    assert scene.behind_link.failed_commits()[cause] > failed_before.get(cause, 0)
+    assert answers[:10] == [Answer("ACCEPTED", False)] * 10
+    for here, there in zip(answers[10:20], told, strict=True):
         assert sorted([here, there]) == [Answer("ACCEPTED", False), Answer("DUPLICATE", False)]
-    assert answers[10:20] == [Answer("DUPLICATE", False)] * 10
-    assert answers[20:] == [Answer("RECORDED", False)] * 10
-    assert told[10:] == [Answer("ACCEPTED", False)] * 10
-    scene.direct.tell(*(success(payment_id, 2) for payment_id in failed))
+    assert answers[20:30] == [Answer("DUPLICATE", False)] * 10
+    assert answers[30:] == [Answer("RECORDED", False)] * 10
+    second = [success(payment_id, 2) for payment_id in alone]
+    both = [success(payment_id, attempt) for payment_id in failed for attempt in (1, 2)]
+    scene.direct.tell(*second, *both)
     assert counts(scene.url, ids[0], ids[-1]) == {
-        "payment_outcome": 30,
-        "excess_payment": 30,
-        "refund": 30,
-        "refund_try": 30,
+        "payment_outcome": 40,
+        "excess_payment": 40,
+        "refund": 40,
+        "refund_try": 40,
         "quarantine": 0,
     }
     assert not_settled_once(scene.url, ids[0], ids[-1]) == []
