@@ -18,15 +18,17 @@ from paycore.domain.ids import format_channel_order_no
 from paycore.domain.verdicts import AttemptState, PaymentState
 from paycore.v1 import payment_pb2
 from tests.support.bank import Street
-from tests.support.books import check_books
+from tests.support.books import check_books, rows
 from tests.support.core import AMOUNT_MINOR, CHANNEL
 from tests.support.databases import make_database
 from tests.support.processes import Peer, peers
 from tests.support.racers import payment_rows
+from tests.support.simbank import wait_for
 
 PAYMENTS = 40
 CLOSE_GATE = "close.attempts_ended"
 PAY_GATES = ("pay.before_create", "pay.after_create")
+BEFORE_COMMIT = "store.before_commit"
 LIVE = {AttemptState.CREATING, AttemptState.OPEN, AttemptState.UNKNOWN}
 
 _orders = itertools.count(1)
@@ -84,11 +86,11 @@ class Scene(NamedTuple):
 
     def check(self, payment_id: int, closed: str) -> str:
         """Hold what may never be; return what became of the payment."""
-        rows = payment_rows(self.url, payment_id)
-        state = PaymentState(rows["payment_outcome"][0].state).name if "payment_outcome" in rows else "OPEN"
-        assert len(rows.get("payment_outcome", [])) <= 1
-        captured = {row.attempt for row in rows.get("excess_payment", [])}
-        live = {row.attempt for row in rows["channel_order"] if row.state in LIVE} - captured
+        found = payment_rows(self.url, payment_id)
+        state = PaymentState(found["payment_outcome"][0].state).name if "payment_outcome" in found else "OPEN"
+        assert len(found.get("payment_outcome", [])) <= 1
+        captured = {row.attempt for row in found.get("excess_payment", [])}
+        live = {row.attempt for row in found["channel_order"] if row.state in LIVE} - captured
         if state == "CLOSED":
             assert live == set(), "an attempt may still be paid under CLOSED"
         if closed in {"PAID", "CLOSED"}:
@@ -108,7 +110,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory, street: Street) -> Iterator[
     folder = tmp_path_factory.mktemp("close")
     url = make_database("postgresql", folder)
     with (
-        peers(url, folder, 2, gates=(CLOSE_GATE, *PAY_GATES), bank_url=street.bank.url) as (opener, closer),
+        peers(url, folder, 2, gates=(CLOSE_GATE, *PAY_GATES, BEFORE_COMMIT), bank_url=street.bank.url) as (
+            opener,
+            closer,
+        ),
         PaycoreClient(opener.address) as pays,
         PaycoreClient(closer.address) as closes,
     ):
@@ -124,10 +129,10 @@ def opened(scene: Scene) -> tuple[str, int]:
 def settle(scene: Scene, payment_id: int) -> Counter[str]:
     """The user pays wherever a bank still takes money; whatever is not kept goes back."""
     told = Counter(scene.user_pays(payment_id, attempt) for attempt in (1, 2))
-    rows = payment_rows(scene.url, payment_id)
-    state = PaymentState(rows["payment_outcome"][0].state).name if "payment_outcome" in rows else "OPEN"
+    found = payment_rows(scene.url, payment_id)
+    state = PaymentState(found["payment_outcome"][0].state).name if "payment_outcome" in found else "OPEN"
     assert told["ACCEPTED"] <= (state == "PAID")
-    assert len(rows.get("refund", [])) == told["DUPLICATE"] + told["LATE"]
+    assert len(found.get("refund", [])) == told["DUPLICATE"] + told["LATE"]
     return told
 
 
@@ -159,6 +164,44 @@ def test_attempt_opened_while_its_payment_is_being_closed_is_ended_or_keeps_it_o
     settle(scene, payment_id)
     scene.check(payment_id, "")
     check_books(scene.url)
+
+
+@pytest.mark.parametrize("held_pays", [True, False], ids=["pay_held", "close_held"])
+def test_attempt_and_close_that_are_written_at_the_same_instant_wait_for_each_other(
+    scene: Scene, held_pays: bool
+) -> None:
+    """Each reads what the other one writes, and both write what the other does not see: the payment's row is locked."""
+    order_no, payment_id = opened(scene)
+    held = scene.opener if held_pays else scene.closer
+    with ThreadPoolExecutor(2) as pool:
+        if held_pays:
+            held.shut(BEFORE_COMMIT)
+            paying = pool.submit(scene.pay, order_no, "bank_b")
+            held.wait_held(BEFORE_COMMIT)
+            second = closing = pool.submit(scene.close, payment_id)
+        else:
+            held.shut(CLOSE_GATE)
+            closing = pool.submit(scene.close, payment_id)
+            held.wait_held(CLOSE_GATE)
+            held.shut(BEFORE_COMMIT)
+            held.open(CLOSE_GATE)
+            held.wait_held(BEFORE_COMMIT)
+            second = paying = pool.submit(scene.pay, order_no, "bank_b")
+        try:
+            wait_for(lambda: second.done() or someone_waits(scene.url), "a lock that is waited for")
+        finally:
+            held.open(BEFORE_COMMIT)
+        paying.result()
+        closed = closing.result()
+    scene.check(payment_id, closed)
+    settle(scene, payment_id)
+    check_books(scene.url)
+
+
+def someone_waits(url: str) -> bool:
+    """Whether a transaction waits for another one's lock."""
+    waiting = "wait_event_type = 'Lock' AND datname = current_database()"
+    return bool(rows(url, f"SELECT 1 FROM pg_stat_activity WHERE {waiting}"))
 
 
 def test_pays_and_closes_of_the_same_payments_at_the_same_instant_leave_no_money_behind(scene: Scene) -> None:
