@@ -18,7 +18,7 @@ from paycore.domain.ids import format_channel_order_no
 from paycore.domain.verdicts import AttemptState, PaymentState
 from paycore.v1 import payment_pb2
 from tests.support.bank import Street
-from tests.support.books import check_books, rows
+from tests.support.books import check_books, someone_waits
 from tests.support.core import AMOUNT_MINOR, CHANNEL
 from tests.support.databases import make_database
 from tests.support.processes import Peer, peers
@@ -196,12 +196,6 @@ def test_attempt_and_close_that_are_written_at_the_same_instant_wait_for_each_ot
     scene.check(payment_id, closed)
     settle(scene, payment_id)
     check_books(scene.url)
-
-
-def someone_waits(url: str) -> bool:
-    """Whether a transaction waits for another one's lock."""
-    waiting = "wait_event_type = 'Lock' AND datname = current_database()"
-    return bool(rows(url, f"SELECT 1 FROM pg_stat_activity WHERE {waiting}"))
 
 
 def test_pays_and_closes_of_the_same_payments_at_the_same_instant_leave_no_money_behind(scene: Scene) -> None:

@@ -12,10 +12,11 @@ import grpc
 import pytest
 
 from paycore.bench.payments import Cycle, Lot
-from tests.support.books import check_books, counts, not_settled_once, put_lot
+from tests.support.books import check_books, counts, not_settled_once, put_lot, someone_waits
 from tests.support.clock import ShiftedClock
 from tests.support.databases import KINDS, make_database
 from tests.support.processes import Answer, Peer, Sent, peers, success
+from tests.support.simbank import wait_for
 
 BEFORE_COMMIT = "store.before_commit"
 GATES = (BEFORE_COMMIT, "judge.outcomes_inserted", "store.committed")
@@ -33,11 +34,11 @@ class Scene(NamedTuple):
     frozen: Peer
     other: Peer
 
-    def put(self, size: int) -> list[int]:
-        """Put payments with two open attempts there; return their ids."""
+    def put(self, size: int, *, expired: bool = False) -> list[int]:
+        """Put payments with two open attempts there; return their ids. expired: their validity has passed."""
         node = next(_nodes)
         first_ms = ShiftedClock().now_ms() - 600_000 + node * 1_000
-        return put_lot(self.url, Lot(first_ms, size, node, cycle=Cycle(length=1, twice=1, expired=0)))
+        return put_lot(self.url, Lot(first_ms, size, node, cycle=Cycle(length=1, twice=1, expired=int(expired))))
 
     def freeze_inside(self, ids: list[int], gate: str) -> Sent:
         """Tell the first server a success of each payment, and freeze it where its group passes the gate."""
@@ -161,4 +162,28 @@ def test_frozen_server_that_dies_leaves_nothing_behind_and_the_others_go_on(
         sent.answers()
     scene.frozen.restart()
     assert scene.frozen.tell(*sent.words) == [Answer("DUPLICATE", False)] * len(ids)
+    scene.check(ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_late_success_and_one_in_time_that_are_written_at_the_same_instant_leave_no_excess_without_a_refund(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    """The late one waits for an outcome that releases its refund; the outcome must not be written without seeing it."""
+    scene: Scene = request.getfixturevalue(f"on_{kind}")
+    ids = scene.put(20, expired=True)
+    scene.frozen.shut(BEFORE_COMMIT)
+    late = scene.frozen.send([success(payment_id, 1, late=True) for payment_id in ids])
+    scene.frozen.wait_held(BEFORE_COMMIT)
+    before = scene.other.failed_commits()
+    in_time = scene.other.send([success(payment_id, 2) for payment_id in ids])
+    try:
+        if kind == "postgresql":
+            wait_for(lambda: in_time.is_answered() or someone_waits(scene.url), "a lock that is waited for")
+        else:
+            wait_for(lambda: scene.other.failed_commits() != before, "the database found busy")
+    finally:
+        scene.frozen.open(BEFORE_COMMIT)
+    assert late.answers() == [Answer("LATE", False)] * len(ids)
+    assert in_time.answers() == [Answer("ACCEPTED", False)] * len(ids)
     scene.check(ids)

@@ -53,6 +53,12 @@ def _sqlite(url: str) -> sqlite3.Connection:
     return sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None, timeout=60)
 
 
+def someone_waits(url: str) -> bool:
+    """Whether a transaction waits for another one's lock. Only on PostgreSQL."""
+    waiting = "wait_event_type = 'Lock' AND datname = current_database()"
+    return bool(rows(url, f"SELECT 1 FROM pg_stat_activity WHERE {waiting}"))
+
+
 _SAME = "{0}.payment_id = {1}.payment_id AND {0}.attempt = {1}.attempt AND {0}.channel_trade_no = {1}.channel_trade_no"
 
 _WRONG = {
