@@ -104,12 +104,18 @@ async def test_flood_of_one_source_throttles_no_other(core: Core) -> None:
     assert rows(core) == 15
 
 
-async def test_evidence_that_is_kept_already_takes_no_allowance_and_is_never_throttled(core: Core) -> None:
+async def test_evidence_that_is_kept_already_takes_no_allowance_and_is_never_throttled(
+    core: Core, clock: ManualClock
+) -> None:
     word, others = core.word(100), invented(core, 200, 5)
     assert outcomes(await core.notify_many(word, *[word] * 9, *others)) == [UNKNOWN] * 14 + [THROTTLED]
     assert outcomes(await core.notify_many(word, others[4], word)) == [UNKNOWN, THROTTLED, UNKNOWN]
     arrivals = {row.channel_order_no: row.arrivals for row in core.snapshot()["quarantine"]}
     assert arrivals == {word.channel_order_no: 12, **{other.channel_order_no: 1 for other in others[:4]}}
+    clock.advance(1_000)
+    for _ in range(3):
+        assert outcomes(await core.notify_many(word)) == [UNKNOWN]
+    assert outcomes(await core.notify_many(others[4], core.word(999))) == [UNKNOWN, THROTTLED]
 
 
 async def test_every_reason_of_quarantine_takes_from_the_same_allowance(core: Core) -> None:
