@@ -66,8 +66,8 @@ def broken_rule(statement: str) -> str | None:
     named = _named(statement)
     if not named:
         return None
-    if verb == "WITH":
-        return "a common table expression around a write is planned anew on every shard"
+    if verb == "WITH" and re.search(r"\b(INSERT|UPDATE|DELETE)\b", statement):
+        return "a common table expression writes nothing"
     if re.search(r"\bFOR (NO KEY )?(UPDATE|SHARE)\b", statement) and not _is_one_of(statement, "payment_id"):
         return "rows are locked on one shard at a time"
     if verb in {"UPDATE", "DELETE"} and not _is_one_of(statement, SPREAD_BY[min(named)]):
@@ -92,9 +92,10 @@ def _broken_by_insert(statement: str, named: set[str]) -> str | None:
 
 
 def _joins_shard_by_shard(statement: str, named: set[str]) -> bool:
-    """Whether every further table is tied to another one by payment_id."""
+    """Whether every further table is tied to another one by payment_id, or by a subquery that is of its payment_ids."""
     ties = re.findall(r"(\w+)\.payment_id = (\w+)\.payment_id", statement)
+    ties += re.findall(r"(\w+) AS (?:MATERIALIZED )?\(SELECT (?:DISTINCT )?(\w+)\.payment_id", statement)
     reached = {min(named)}
-    for _ in named:
+    for _ in ties:
         reached |= {name for tie in ties if reached & set(tie) for name in tie}
     return reached >= named
