@@ -147,7 +147,7 @@ BROKEN = [
     "INSERT INTO quarantine (a) VALUES (1) ON CONFLICT (quarantine_id) DO UPDATE SET quarantine_id = %s",
     "SELECT 1 FROM payment JOIN merchant_order ON merchant_order.merchant_id = payment.merchant_id",
     "SELECT 1 FROM payment JOIN refund ON true",
-    "WITH few AS (SELECT refund.attempt FROM refund) SELECT 1 FROM few JOIN payment ON payment.payment_id = few.attempt",
+    "WITH few AS (SELECT refund.attempt FROM refund) SELECT 1 FROM few JOIN payment ON payment_id = few.attempt",
     "WITH won AS (INSERT INTO payment_outcome VALUES (%s) RETURNING 1) SELECT * FROM won",
 ]
 
