@@ -32,6 +32,10 @@ _AT_ONCE = 8
 
 _LONGEST_DELAY_MS = 5 * 60_000
 
+_SHORT_LOOK_MS = 50
+_REST_PER_LOOK = 20
+"""A look over all excess that takes longer than the first is made again only after so many times as long."""
+
 _log = structlog.get_logger()
 
 
@@ -65,12 +69,23 @@ class Refunder:
         self._retry_ms = retry_ms
         self._lease_ms = lease_ms
         self._late_grace_ms = late_grace_ms
+        self._rests_until_ms = 0
 
     async def run_once(self) -> None:
         """Make one pass. Raises StoreUnavailableError or ThrottledError; the next pass goes on from there."""
+        await self._look_over()
+        await self._send_due()
+
+    async def _look_over(self) -> None:
+        """Find what the notify path left undone. That reads all excess, so a long look is followed by a longer rest."""
+        started_at_ms = self._clock.now_ms()
+        if started_at_ms < self._rests_until_ms:
+            return
         await self._add_missing()
         await self._close_expired()
-        await self._send_due()
+        ended_at_ms = self._clock.now_ms()
+        took_ms = ended_at_ms - started_at_ms
+        self._rests_until_ms = ended_at_ms + took_ms * _REST_PER_LOOK if took_ms > _SHORT_LOOK_MS else 0
 
     async def _add_missing(self) -> None:
         # Looked for by a reader: the writer is asked only where there is something to write.

@@ -66,18 +66,23 @@ def load_records(connection: Connection, payment_ids: Iterable[int]) -> dict[int
 
 
 def _load_chunk(connection: Connection, ids: Sequence[int], records: dict[int, PaymentRecord]) -> None:
-    def rows(table: Table) -> Any:
+    def rows(table: Table) -> list[Any]:
         of_these = _one_of(connection, table.c.payment_id, ids)
-        return connection.execute(select(table).where(of_these).order_by(*table.primary_key.columns))
+        # Below SQLAlchemy's rows: integers and texts need no conversion.
+        cursor = connection.execute(select(table).where(of_these).order_by(*table.primary_key.columns)).cursor
+        assert cursor is not None, "a SELECT has a cursor until it is closed"
+        found = cursor.fetchall()
+        cursor.close()
+        return list(found)
 
-    for row in rows(tables.payment):
-        records[row.payment_id] = PaymentRecord(PaymentRow(*row))
-    for row in rows(tables.channel_order):
-        records[row.payment_id].attempts[row.attempt] = ChannelOrderRow(*row)
-    for row in rows(tables.payment_outcome):
-        records[row.payment_id].outcome = OutcomeRow(*row)
-    for row in rows(tables.excess_payment):
-        records[row.payment_id].excess.append(ExcessRow(*row))
+    for row in map(PaymentRow._make, rows(tables.payment)):
+        records[row.payment_id] = PaymentRecord(row)
+    for attempt in map(ChannelOrderRow._make, rows(tables.channel_order)):
+        records[attempt.payment_id].attempts[attempt.attempt] = attempt
+    for outcome in map(OutcomeRow._make, rows(tables.payment_outcome)):
+        records[outcome.payment_id].outcome = outcome
+    for excess in map(ExcessRow._make, rows(tables.excess_payment)):
+        records[excess.payment_id].excess.append(excess)
 
 
 def find_payment_id(connection: Connection, merchant_id: str, merchant_order_no: str) -> int | None:
@@ -126,11 +131,18 @@ def outcomes_of_group(connection: Connection, payment_ids: Sequence[int], stamp:
     }
 
 
+_EXCESS_BETWEEN = (
+    select(tables.excess_payment.c.payment_id)
+    .where(tables.excess_payment.c.payment_id.between(bindparam("first"), bindparam("last")))
+    .distinct()
+    .limit(bindparam("at_most"))
+)
+
+
 def excess_between(connection: Connection, first: int, last: int, limit: int) -> set[int]:
     """Payments with excess in a range of ids, both ends included; ``limit`` of them when there may be more."""
-    table = tables.excess_payment
-    statement = select(table.c.payment_id).where(table.c.payment_id.between(first, last)).distinct().limit(limit)
-    return set(connection.execute(statement).scalars())
+    found = connection.execute(_EXCESS_BETWEEN, {"first": first, "last": last, "at_most": limit})
+    return set(found.scalars())
 
 
 def excess_of(connection: Connection, payment_ids: Sequence[int]) -> set[int]:
@@ -184,15 +196,15 @@ def excess_owing_refunds(connection: Connection, limit: int) -> list[CaptureKey]
 def expired_with_excess(connection: Connection, expired_before_ms: int, limit: int) -> list[int]:
     """Payments past their expiry that hold an excess capture and no outcome."""
     payment, excess, outcome = tables.payment, tables.excess_payment, tables.payment_outcome
+    # From the excess, of which there is little, and not from the payments, of which there are many.
+    waiting = (
+        select(excess.c.payment_id).where(~exists().where(outcome.c.payment_id == excess.c.payment_id)).distinct().cte()
+    )
     statement = (
-        select(payment.c.payment_id)
-        .join(excess, excess.c.payment_id == payment.c.payment_id)
-        .where(
-            payment.c.expire_at_ms < expired_before_ms,
-            ~exists().where(outcome.c.payment_id == payment.c.payment_id),
-        )
-        .distinct()
-        .order_by(payment.c.payment_id)
+        select(waiting.c.payment_id)
+        .join(payment, payment.c.payment_id == waiting.c.payment_id)
+        .where(payment.c.expire_at_ms < expired_before_ms)
+        .order_by(waiting.c.payment_id)
         .limit(limit)
     )
     return list(connection.execute(statement).scalars())

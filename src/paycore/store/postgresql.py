@@ -24,6 +24,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format, TransactionStatus
 from sqlalchemy import Connection, CursorResult, Engine, RootTransaction, delete, insert
 from sqlalchemy.dialects import postgresql as dialect
+from sqlalchemy.dialects.postgresql import psycopg as psycopg_dialect
 from sqlalchemy.exc import DBAPIError
 
 from paycore.domain.errors import StoreUnavailableError
@@ -119,7 +120,10 @@ RETURNING payment_id
 # lets whoever only reads, or refers to the key, pass.
 _LOCK_PAYMENT = "SELECT 1 FROM payment WHERE payment_id = %s FOR NO KEY UPDATE"
 
-_INSERTS = Inserts(dialect.insert)
+_INSERTS = Inserts(
+    dialect.insert,
+    psycopg_dialect.dialect(paramstyle="format"),  # type: ignore[no-untyped-call]
+)
 
 
 class PostgresqlTransaction(SqlTransaction):

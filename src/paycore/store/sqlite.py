@@ -53,7 +53,7 @@ def _first_outcome_values(first: int) -> str:
     )
 
 
-_INSERTS = Inserts(dialect.insert)
+_INSERTS = Inserts(dialect.insert, dialect.dialect(paramstyle="qmark"))
 _INSERT_FIRST_OUTCOME = _first_outcomes_sql(1)
 _INSERT_FIRST_OUTCOMES = _first_outcomes_sql(_ROWS_A_STATEMENT)
 

@@ -12,11 +12,11 @@ from typing import Any
 from sqlalchemy import (
     Boolean,
     Connection,
+    Dialect,
     Table,
     and_,
     bindparam,
     case,
-    insert,
     literal_column,
     update,
 )
@@ -41,6 +41,9 @@ from paycore.store.rows import (
 _EXCESS_IN_RANGE = 500
 """How many payments with excess a look at a whole range of ids may name, before each id is asked for."""
 
+_FEW_IDS = 64
+"""So many are asked for one by one; more are looked at as two ranges."""
+
 _CONVERSATION_COLUMNS = (
     "state",
     "state_at_ms",
@@ -58,24 +61,31 @@ _TRY_COLUMNS = ("state", "state_at_ms", "asks", "next_at_ms", "lease_until_ms", 
 class Inserts:
     """The inserts that do nothing, or count, where their key is there; built once a database.
 
-    insert: the dialect's own, which knows ON CONFLICT.
+    insert: the dialect's own, which knows ON CONFLICT. dialect: with a positional paramstyle. Each is the driver's SQL,
+    whose parameters are a table's columns in their order: rows go to the driver as they are.
     """
 
-    def __init__(self, insert: Callable[[Table], Any]) -> None:
-        def unless_there(table: Table) -> Any:
-            return insert(table).on_conflict_do_nothing(index_elements=list(table.primary_key.columns))
+    def __init__(self, insert: Callable[[Table], Any], dialect: Dialect) -> None:
+        def compiled(statement: Any, table: Table) -> str:
+            names = [column.name for column in table.columns]
+            made = statement.values({name: bindparam(name) for name in names}).compile(dialect=dialect)
+            assert made.positiontup == names, "a row is handed over in the order of its table's columns"
+            return str(made)
 
-        self.outcome = unless_there(tables.payment_outcome).values(
-            {column.name: bindparam(column.name) for column in tables.payment_outcome.columns}
-        )
+        def unless_there(table: Table) -> str:
+            key = list(table.primary_key.columns)
+            return compiled(insert(table).on_conflict_do_nothing(index_elements=key), table)
+
+        self.outcome = unless_there(tables.payment_outcome)
         self.excess = unless_there(tables.excess_payment)
         self.refund = unless_there(tables.refund)
         self.refund_try = unless_there(tables.refund_try)
         self.refund_result = unless_there(tables.refund_result)
         self.payment = unless_there(tables.payment)
         self.merchant_order = unless_there(tables.merchant_order)
-        self.quarantine = _quarantine(insert, unless_counted=False)
-        self.quarantine_again = _quarantine(insert, unless_counted=True)
+        self.channel_order = compiled(insert(tables.channel_order), tables.channel_order)
+        self.quarantine = compiled(_quarantine(insert, unless_counted=False), tables.quarantine)
+        self.quarantine_again = compiled(_quarantine(insert, unless_counted=True), tables.quarantine)
 
 
 def _quarantine(insert: Callable[[Table], Any], *, unless_counted: bool) -> Any:
@@ -154,16 +164,11 @@ class SqlTransaction:
         return self._insert(self._inserts.payment, [row]) == 1
 
     def insert_merchant_order(self, merchant_id: str, merchant_order_no: str, payment_id: int) -> bool:
-        row = {
-            "merchant_id": merchant_id,
-            "merchant_order_no": merchant_order_no,
-            "payment_id": payment_id,
-            **self.stamp._asdict(),
-        }
-        return self._connection.execute(self._inserts.merchant_order, [row]).rowcount == 1
+        row = (merchant_id, merchant_order_no, payment_id, *self.stamp)
+        return self._insert(self._inserts.merchant_order, [row]) == 1
 
     def insert_channel_order(self, row: ChannelOrderRow) -> None:
-        self._insert(insert(tables.channel_order), [row])
+        self._insert(self._inserts.channel_order, [row])
 
     def update_channel_order(self, row: ChannelOrderRow, *, expected: Iterable[AttemptState]) -> bool:
         table = tables.channel_order
@@ -213,9 +218,13 @@ class SqlTransaction:
         Time-ordered ids lie close together, so one look at their range mostly answers for all.
         """
         in_range = lookups.excess_between(self._connection, payment_ids[0], payment_ids[-1], _EXCESS_IN_RANGE)
-        if len(in_range) == _EXCESS_IN_RANGE:
-            in_range = lookups.excess_of(self._connection, payment_ids)
-        return in_range.intersection(payment_ids) if in_range else set()
+        if len(in_range) < _EXCESS_IN_RANGE:
+            return in_range.intersection(payment_ids) if in_range else set()
+        if len(payment_ids) <= _FEW_IDS:
+            return lookups.excess_of(self._connection, payment_ids)
+        # Mostly one payment far from the others has stretched the range: it stands at an end.
+        middle = len(payment_ids) // 2
+        return self._with_excess(payment_ids[:middle]) | self._with_excess(payment_ids[middle:])
 
     def insert_excess(self, rows: Sequence[ExcessRow]) -> None:
         if self._insert(self._inserts.excess, sorted(rows, key=lambda row: row[:3])) != len(rows):
@@ -230,7 +239,8 @@ class SqlTransaction:
 
     def put_quarantine(self, rows: Sequence[QuarantineRow], *, maybe_counted: bool = False) -> None:
         statement = self._inserts.quarantine_again if maybe_counted else self._inserts.quarantine
-        self._insert(statement, sorted(rows, key=lambda row: row.quarantine_id))
+        by_key = sorted(rows)
+        self._insert(statement, by_key)
 
     def excess_owing_refunds(self, limit: int) -> list[CaptureKey]:
         return lookups.excess_owing_refunds(self._connection, limit)
@@ -272,6 +282,6 @@ class SqlTransaction:
             update(table).where(table.c.writer_no == self.stamp.writer_no).values(seen_at_ms=self.stamp.recorded_at_ms)
         )
 
-    def _insert(self, statement: Any, rows: Sequence[Any]) -> int:
+    def _insert(self, statement: str, rows: Sequence[tuple[object, ...]]) -> int:
         """Insert rows of one table; return how many went in."""
-        return self._connection.execute(statement, [row._asdict() for row in rows]).rowcount if rows else 0
+        return self._connection.exec_driver_sql(statement, list(rows)).rowcount if rows else 0

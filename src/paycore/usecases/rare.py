@@ -290,7 +290,8 @@ def _facts(
         recorded_outcome=capture.outcome if capture is not None and recorded == Recorded.SAME else 0,
         terms_match=(payment.amount_minor, payment.currency) == (notification.amount_minor, notification.currency),
         state=record.state,
-        other_live=any(row.attempt != attempt.attempt for row in record.live_attempts()),
+        # Looked for only where it matters: while the payment is open.
+        other_live=record.outcome is None and any(row.attempt != attempt.attempt for row in record.live_attempts()),
         created_at_ms=created_at_ms(payment.payment_id),
         expire_at_ms=payment.expire_at_ms,
     )
