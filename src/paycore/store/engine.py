@@ -19,6 +19,9 @@ from paycore.store.database import DatabaseRefusedError as DatabaseRefusedError 
 if TYPE_CHECKING:
     from paycore.store.sqlite import SqliteStore
 
+_WRITER_CACHE_KIB = 65_536
+"""Pages that the writer's connection keeps: what is judged on its rows is mostly young, and read without a system call."""
+
 BUSY_TIMEOUT_MS = 1_000
 """How long SQLite itself waits for another connection's write to end."""
 
@@ -118,6 +121,7 @@ class SqliteFile:
                 f"{self.path}: this file system gives SQLite journal_mode {journal_mode}, not WAL;"
                 " put the database on a local disk"
             )
+        connection.execute(f"PRAGMA cache_size = {-_WRITER_CACHE_KIB}")
         connection.execute(f"PRAGMA synchronous = {self.synchronous}")
         (level,) = connection.execute("PRAGMA synchronous").fetchone()
         if level < _FULL:
