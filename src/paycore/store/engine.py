@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from paycore.store.sqlite import SqliteStore
 
 _WRITER_CACHE_KIB = 65_536
-"""Pages that the writer's connection keeps: what is judged on its rows is mostly young, and read without a system call."""
+"""Pages that the writer's connection keeps: what is judged on its rows is mostly young, and then read from memory."""
 
 BUSY_TIMEOUT_MS = 1_000
 """How long SQLite itself waits for another connection's write to end."""
