@@ -18,10 +18,24 @@ from benchmarks.report import PAGE, Page, fill, main, table
 ROW = {"name": "a row", "meaning": "what it is", "rate": 1_000.0, "p50_ms": 1.0, "p99_ms": 2.0, "of_limit": 0.5}
 UNARY_ROW = ROW | {"slowest_rate": 900.0, "fastest_rate": 1_100.0, "ratio": 0.7}
 TOLD: dict[str, Any] = {
-    "rate": 1_000.0, "baseline_rate": 500.0, "limit_rate": 2_000.0, "p50_ms": 1.0, "p99_ms": 2.0, "count": 10,
-    "batch": 1_000, "in_flight": 8, "group": 100.0, "dirty_rate": 900.0, "existing": 0, "meaning": "what it is",
-    "open_loop_rate": 500.0, "open_loop_p50_ms": 1.0, "open_loop_p99_ms": 3.0,
-    "idle_p50_ms": 0.5, "idle_p99_ms": 0.9, "machine": {"cpu": "a processor", "database": "one", "fsync": "fast"},
+    "rate": 1_000.0,
+    "baseline_rate": 500.0,
+    "limit_rate": 2_000.0,
+    "p50_ms": 1.0,
+    "p99_ms": 2.0,
+    "count": 10,
+    "batch": 1_000,
+    "in_flight": 8,
+    "group": 100.0,
+    "dirty_rate": 900.0,
+    "existing": 0,
+    "meaning": "what it is",
+    "open_loop_rate": 500.0,
+    "open_loop_p50_ms": 1.0,
+    "open_loop_p99_ms": 3.0,
+    "idle_p50_ms": 0.5,
+    "idle_p99_ms": 0.9,
+    "machine": {"cpu": "a processor", "database": "one", "fsync": "fast"},
 }
 
 

@@ -15,7 +15,7 @@ from paycore.usecases.rare import Judged
 UNCONFIGURED = "unconfigured"
 """The metrics label of every channel that is not configured: its name is text from outside."""
 
-MAX_LINES = 20
+MAX_LINES = 5
 """Log lines about single words of one group; the rest are counted in one line, so that a flood stays readable."""
 
 _QUIET = frozenset({NotifyOutcome.ACCEPTED, NotifyOutcome.RECORDED})
