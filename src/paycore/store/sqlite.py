@@ -32,8 +32,10 @@ _PRIMARY_CODE_MASK = 0xFF
 _VALUES_A_ROW = 8
 """What ``FirstOutcomes.values`` says of each."""
 
-_ROWS_A_STATEMENT = 50
-"""Rows in one insert: a statement of many costs less a row than many statements, up to about this number."""
+_ROWS_A_STATEMENT = (500, 25, 1)
+"""Rows in one insert, as many as there are left for. A statement of many costs less a row than many statements, and
+each statement gives up the interpreter once and has to get it back from the other threads.
+"""
 
 _ROW_ERRORS = (sqlite3.IntegrityError, sqlite3.DataError)
 
@@ -54,8 +56,7 @@ def _first_outcome_values(first: int) -> str:
 
 
 _INSERTS = Inserts(dialect.insert, dialect.dialect(paramstyle="qmark"))
-_INSERT_FIRST_OUTCOME = _first_outcomes_sql(1)
-_INSERT_FIRST_OUTCOMES = _first_outcomes_sql(_ROWS_A_STATEMENT)
+_INSERT_FIRST_OUTCOMES = {rows: _first_outcomes_sql(rows) for rows in _ROWS_A_STATEMENT}
 
 
 def _values_without(outcomes: FirstOutcomes, payment_ids: Sequence[int], excluded: set[int]) -> list[Any]:
@@ -86,9 +87,11 @@ class SqliteTransaction(SqlTransaction):
         excluded = self._with_excess(ids)
         values = _values_without(outcomes, ids, excluded)
         count = len(ids) - len(excluded)
-        whole = count - count % _ROWS_A_STATEMENT
-        inserted = self._insert_rows(_INSERT_FIRST_OUTCOMES, values, 0, whole, _ROWS_A_STATEMENT)
-        inserted += self._insert_rows(_INSERT_FIRST_OUTCOME, values, whole, count, 1)
+        inserted = start = 0
+        for rows in _ROWS_A_STATEMENT:
+            stop = count - (count - start) % rows
+            inserted += self._insert_rows(_INSERT_FIRST_OUTCOMES[rows], values, start, stop, rows)
+            start = stop
         if inserted == count:
             return excluded
         return excluded | self._lost_outcomes([payment_id for payment_id in ids if payment_id not in excluded])
