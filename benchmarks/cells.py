@@ -24,6 +24,9 @@ class CellError(Exception):
     """A cell gave no figures; the message says which and why."""
 
 
+TWO_WORKERS = ("--workers", "2", "--connections", "4")
+
+
 class Cell(NamedTuple):
     """A run. arguments: of Python. seconds: what it takes on the machine of the report, about."""
 
@@ -72,6 +75,8 @@ def cells(scale: float, *, long: bool = False) -> list[Cell]:
             notify("batch-100", store, 100, 500_000, 20 * factor),
             notify("batch-1000", store, HEADLINE, 1_000_000, 60 * factor, *everything),
             notify("batch-10000", store, 10_000, 1_000_000, 25 * factor),
+            notify("deep", store, HEADLINE, 1_000_000, 20 * factor, "--in-flight", "16"),
+            notify("workers-2", store, HEADLINE, 400_000, 20 * factor, "--in-flight", "16", *TWO_WORKERS),
             notify("evidence", store, HEADLINE, 200_000, 15 * factor, "--evidence"),
             Cell(f"startup-{store}", (*BENCH, "startup", "--store", store, "--count", scaled(1_000_000)), 30 * factor),
             peer("orm_row_lock", store, 20_000, 15),

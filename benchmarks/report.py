@@ -111,6 +111,9 @@ class Page:
             evidence = self._told(f"evidence-{store}")
             rate, name = told["rate"], NAMES[store]
             rows.append((name, "1% duplicates, 1% replays, 0.5% late, 0.1% unknown", rated(told["dirty_rate"], rate)))
+            deep, workers = self._told(f"deep-{store}"), self._told(f"workers-2-{store}")
+            rows.append((name, "16 messages in flight", rated(deep["rate"], rate)))
+            rows.append((name, "16 messages in flight, `--workers 2`", rated(workers["rate"], rate)))
             rows.append((name, "words with the bank's body and headers, 503 bytes", rated(evidence["rate"], rate)))
             open_loop = f"{told['open_loop_rate']:,.0f}/s: " + latency(told, "open_loop_")
             rows.append((name, "half of that rate, at random moments (open loop)", open_loop))
