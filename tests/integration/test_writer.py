@@ -436,3 +436,22 @@ async def test_unknown_word_whose_commit_was_not_answered_is_counted_as_one_arri
     assert await racer.ask("notify", payment_id=77, attempt=1, trade_no="T1") == ["UNKNOWN", False]
     (row,) = read_all(db_url)["quarantine"]
     assert row.arrivals == 1
+
+
+async def test_writer_that_breaks_outside_a_group_answers_and_goes_on(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payment_id = await core.make_payment()
+    left = [1]
+
+    def break_once(name: str) -> None:
+        if name == "writer.taken" and left:
+            left.pop()
+            raise RuntimeError("a defect")
+
+    monkeypatch.setattr(writer_module, "failpoint", break_once)
+    with pytest.raises(StoreUnavailableError) as refused:
+        await asyncio.wait_for(core.notify(core.word(payment_id)), 10)
+    assert refused.value.reason == "WRITER_BROKE"
+    verdict = await asyncio.wait_for(core.notify(core.word(payment_id)), 10)
+    assert (verdict.outcome, verdict.replayed) == (ACCEPTED, False)

@@ -245,9 +245,15 @@ class Writer:
 
     def _serve(self) -> None:
         while group := self._take():
-            failpoint("writer.taken")
-            self._commit([_Part(waiting, 0, waiting.stop) for waiting in group])
-            failpoint("writer.before_answer")
+            try:
+                failpoint("writer.taken")
+                self._commit([_Part(waiting, 0, waiting.stop) for waiting in group])
+                failpoint("writer.before_answer")
+            except Exception:  # noqa: BLE001 - a defect; a thread that ended would let every later caller wait for ever
+                _log.exception("writer_broke", writes=len(group))
+                broke = StoreUnavailableError("WRITER_BROKE", "the writer failed; what was kept is not known")
+                for waiting in group:
+                    waiting.error = broke
             _deliver(group)
 
     def _take(self) -> list[_Waiting]:
