@@ -24,7 +24,7 @@ from paycore.domain.clock import Clock
 from paycore.domain.errors import StoreUnavailableError
 from paycore.jobs.runner import run_every
 from paycore.metrics import Metrics
-from paycore.rpc.listen import LISTEN_SETTING, ListenRefusedError, parse_listen
+from paycore.rpc.listen import LISTEN_SETTING, ListenRefusedError, check_free, parse_listen
 from paycore.settings import Settings
 from paycore.store.engine import DatabaseRefusedError, parse_database_url
 from paycore.store.protocol import Store, StoreBusyError
@@ -111,6 +111,9 @@ async def _start(settings: Settings, tie: SupervisorTie | None, stack: AsyncExit
         stack.callback(endpoint.stop)
     store = open_store(settings.db)
     stack.callback(store.dispose)
+    if tie is None:
+        # Looked at before the index is warmed, which may take a while, and again when the port is bound.
+        check_free(LISTEN_SETTING, address)
     parts = build(settings, store, metrics, readiness.report, shared_port=tie is not None)
     stack.push_async_callback(parts.registry.aclose)
     # In a thread: the event loop has to run for the last answers to reach their callers.
