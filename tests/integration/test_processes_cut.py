@@ -13,7 +13,7 @@ from tests.support.books import check_books, counts, not_settled_once, put_lot
 from tests.support.clock import ShiftedClock
 from tests.support.cutting import CuttingLink, When
 from tests.support.databases import make_database
-from tests.support.processes import Answer, Peer, failure, success
+from tests.support.processes import Answer, Peer, Word, failure, success
 
 TAKEN, BEGUN, BEFORE_COMMIT = "writer.taken", "store.begun", "store.before_commit"
 
@@ -61,11 +61,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         yield Scene(url, link, behind_link, direct)
 
 
-@pytest.mark.parametrize(("word", "when", "gate", "cause"), STEPS, ids=[f"{row[0].decode()}-{row[1]}" for row in STEPS])
-def test_connection_cut_at_any_step_acknowledges_nothing_that_is_not_durable_and_counts_nothing_twice(
+def cut_once(
     scene: Scene, word: bytes, when: When, gate: str, cause: str
-) -> None:
-    """One message: first successes, second ones of paid payments, failures; the other server is told the rest."""
+) -> tuple[list[int], list[Word], list[Answer], list[Answer], bool]:
+    """Tell the server behind the link a message whose group is cut; return it all, and whether the cut met it."""
     ids = scene.put(40)
     alone, raced, paid, failed = ids[:10], ids[10:20], ids[20:30], ids[30:]
     assert scene.direct.tell(*(success(payment_id, 1) for payment_id in paid)) == [Answer("ACCEPTED", False)] * 10
@@ -81,8 +80,21 @@ def test_connection_cut_at_any_step_acknowledges_nothing_that_is_not_durable_and
     scene.behind_link.open(gate)
     told = scene.direct.tell(*(success(payment_id, 2) for payment_id in raced))
     answers = sent.answers()
-    assert scene.link.cuts == before + 1
-    assert scene.behind_link.failed_commits()[cause] > failed_before.get(cause, 0)
+    was_hit = scene.link.cuts == before + 1 and scene.behind_link.failed_commits()[cause] > failed_before.get(cause, 0)
+    return ids, words, answers, told, was_hit
+
+
+@pytest.mark.parametrize(("word", "when", "gate", "cause"), STEPS, ids=[f"{row[0].decode()}-{row[1]}" for row in STEPS])
+def test_connection_cut_at_any_step_acknowledges_nothing_that_is_not_durable_and_counts_nothing_twice(
+    scene: Scene, word: bytes, when: When, gate: str, cause: str
+) -> None:
+    """One message: first successes, second ones of paid payments, failures; the other server is told the rest."""
+    for _ in range(5):
+        ids, words, answers, told, was_hit = cut_once(scene, word, when, gate, cause)
+        if was_hit:
+            break
+    assert was_hit, "the cut met something else each time, a heartbeat for example"
+    alone, raced, failed = ids[:10], ids[10:20], ids[30:]
     assert answers[:10] == [Answer("ACCEPTED", False)] * 10
     for here, there in zip(answers[10:20], told, strict=True):
         assert sorted([here, there]) == [Answer("ACCEPTED", False), Answer("DUPLICATE", False)]
