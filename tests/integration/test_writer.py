@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from paycore.domain.errors import (
     InvalidArgumentError,
@@ -455,3 +457,19 @@ async def test_writer_that_breaks_outside_a_group_answers_and_goes_on(
     assert refused.value.reason == "WRITER_BROKE"
     verdict = await asyncio.wait_for(core.notify(core.word(payment_id)), 10)
     assert (verdict.outcome, verdict.replayed) == (ACCEPTED, False)
+
+
+async def test_log_that_cannot_be_written_costs_no_word_its_answer(core: Core) -> None:
+    payment_id = await core.make_payment("bank_a", "bank_b")
+    gone = io.StringIO()
+    gone.close()
+    before = structlog.get_config()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(gone), cache_logger_on_first_use=False)
+    try:
+        for attempt, outcome in ((1, ACCEPTED), (2, DUPLICATE)):
+            verdict = await asyncio.wait_for(core.notify(core.word(payment_id, attempt)), 10)
+            assert (verdict.outcome, verdict.replayed) == (outcome, False)
+    finally:
+        structlog.configure(**before)
+    assert core.count("paycore_commit_failures_total", cause="refused") == 0
+    check_money_rules(core.snapshot())

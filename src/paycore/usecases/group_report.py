@@ -4,12 +4,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-import structlog
-
 from paycore.domain.notification import Notification, Verdict
 from paycore.domain.verdicts import NotifyOutcome
 from paycore.metrics import Metrics, NotifyLabel
 from paycore.usecases.judge import GroupResult
+from paycore.usecases.quiet_log import QuietLog
 from paycore.usecases.rare import Judged
 
 UNCONFIGURED = "unconfigured"
@@ -20,7 +19,7 @@ MAX_LINES = 5
 
 _QUIET = frozenset({NotifyOutcome.ACCEPTED, NotifyOutcome.RECORDED})
 
-_log = structlog.get_logger()
+_log = QuietLog()
 
 
 class GroupReport:

@@ -17,8 +17,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
-import structlog
-
 from paycore._dedupe import Index
 from paycore._group import account_codes, pending_from
 from paycore._wire import Batch, Decoder
@@ -40,6 +38,7 @@ from paycore.store.rows import Stamp
 from paycore.usecases.group_report import GroupReport
 from paycore.usecases.judge import GroupJudge, GroupResult, Piece
 from paycore.usecases.quarantine import QuarantineLimits
+from paycore.usecases.quiet_log import QuietLog
 from paycore.usecases.words import verdict_at
 
 MAX_GROUP = 16_000
@@ -62,7 +61,7 @@ MAX_TRIES = 5
 
 _T_co = TypeVar("_T_co", covariant=True)
 _T = TypeVar("_T")
-_log = structlog.get_logger()
+_log = QuietLog()
 
 
 class WriteUnit(Protocol[_T_co]):
