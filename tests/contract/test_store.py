@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from paycore.domain.ids import SLICES
 from paycore.domain.verdicts import AttemptState, CaptureSource, CloseReason, NotifyOutcome, PaymentState, RefundState
 from paycore.store import engine, postgresql_server, tables
 from paycore.store.engine import parse_database_url
@@ -151,7 +152,19 @@ def refund(payment_id: int = 1, number: int = 2, trade_no: str = "T2", **changes
 def a_try(payment_id: int = 1, number: int = 2, seq: int = 1, **changes: Any) -> RefundTryRow:
     refund_no = f"X{number:02d}"
     row = RefundTryRow(
-        payment_id, refund_no, seq, f"{payment_id}{refund_no}{seq:02d}", RefundState.PENDING, 1, 0, 1, 0, "", "", *STAMP
+        payment_id,
+        refund_no,
+        seq,
+        f"{payment_id}{refund_no}{seq:02d}",
+        0,
+        RefundState.PENDING,
+        1,
+        0,
+        1,
+        0,
+        "",
+        "",
+        *STAMP,
     )
     return row._replace(**changes)
 
@@ -501,7 +514,9 @@ def refunding(write: Writing) -> Writing:
 
 
 def claim(write: Writing, now_ms: int, lease_until_ms: int, token: str, limit: int = 10) -> list[Any]:
-    (claimed,) = write(lambda transaction: transaction.claim_refunds(now_ms, lease_until_ms, token, limit))
+    (claimed,) = write(
+        lambda transaction: transaction.claim_refunds(range(SLICES), now_ms, lease_until_ms, token, limit)
+    )
     result: list[Any] = claimed
     return result
 
@@ -753,8 +768,8 @@ def test_refund_claimed_by_two_writers_at_once_is_leased_to_one(
     store: Store, refunding: Writing, other: Writing
 ) -> None:
     with store.write(refunding.stamp()) as transaction:
-        assert len(transaction.claim_refunds(2, 50, "mine", 10)) == 2
-        meanwhile = Meanwhile(other, lambda claiming: claiming.claim_refunds(3, 60, "theirs", 10))
+        assert len(transaction.claim_refunds([0], 2, 50, "mine", 10)) == 2
+        meanwhile = Meanwhile(other, lambda claiming: claiming.claim_refunds([0], 3, 60, "theirs", 10))
         assert meanwhile.is_waiting()
     assert [due.refund.payment_id for due in meanwhile.outcome()] == [3]
     file = store.load_file(1)

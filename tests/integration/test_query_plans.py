@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event
 
-from paycore.store import lookups
+from paycore.store import lookups, tasks
 from paycore.store.engine import parse_database_url
 from paycore.store.schema import migrate
 
 READS: list[tuple[str, Callable[[Connection], Any], str]] = [
-    ("is a refund due", lambda connection: lookups.has_due_refunds(connection, 1), "ix_refund_try_unfinished"),
-    ("which refunds are due", lambda connection: lookups.due_refunds(connection, 1, 10), "ix_refund_try_unfinished"),
+    ("is a refund due", lambda connection: tasks.due_refund_slices(connection, 1), "ix_refund_try_unfinished"),
+    ("oldest refund due", lambda connection: tasks.oldest_due_refund_ms(connection, 1), "ix_refund_try_unfinished"),
+    ("refunds due", lambda connection: lookups.due_refunds(connection, [0, 3], 1, 10), "ix_refund_try_unfinished"),
+    ("is a task due", lambda connection: tasks.due_task_slices(connection, 1, 1), "ix_task_due"),
+    ("oldest task due", lambda connection: tasks.oldest_due_task_ms(connection, 1, 1), "ix_task_due"),
+    ("which tasks are due", lambda connection: tasks.due_tasks(connection, 1, 2, 1, 10), "ix_task_due"),
     ("what is waiting: refunds", lookups.backlog, "ix_refund_try_unfinished"),
     ("what is waiting: quarantine", lookups.backlog, "ix_quarantine_open"),
 ]

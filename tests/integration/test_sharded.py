@@ -93,7 +93,7 @@ class LookForRefunds(UnindexedUnit):
 
     def apply(self, transaction: WriteTransaction) -> None:
         assert transaction.excess_owing_refunds(10) == []
-        (due, *_) = transaction.claim_refunds(self._now_ms, self._now_ms + 1_000, "token", 10)
+        (due, *_) = transaction.claim_refunds(range(16), self._now_ms, self._now_ms + 1_000, "token", 10)
         assert transaction.update_refund_try(due.last_try, lease_token="token")
 
 

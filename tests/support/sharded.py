@@ -15,9 +15,9 @@ from tests.support.postgres import connected, empty_tables, fresh_postgres
 SPREAD_BY = {
     table.name: table.primary_key.columns.keys()[0]
     for table in tables.METADATA.sorted_tables
-    if table.name != tables.writer.name
+    if table not in (tables.writer, tables.lease, tables.sweep_mark)
 }
-"""Table -> the column that it is spread by. The writers' table is one for all."""
+"""Table -> the column that it is spread by. The tables of housekeeping are one for all."""
 
 SHARDS = 4
 

@@ -116,7 +116,7 @@ def attempt(method: PayMethod, state: AttemptState = AttemptState.OPEN) -> Chann
 
 
 def try_row(seq: int, state: RefundState, last_error: str = "") -> RefundTryRow:
-    return RefundTryRow(7, "X02ab", seq, f"7X02ab{seq:02d}", state, 5, 1, 5, 0, "", last_error, *STAMP)
+    return RefundTryRow(7, "X02ab", seq, f"7X02ab{seq:02d}", 0, state, 5, 1, 5, 0, "", last_error, *STAMP)
 
 
 def result_row(seq: int, result: RefundState, at_ms: int) -> RefundResultRow:

@@ -122,6 +122,10 @@ class RefundAnswer(IntEnum):
     """Refused for good under this number: no money moved. code and message are set."""
     NOT_EXIST = 4
     """Not known there (an answer of query_refund only)."""
+    NEEDS_NEW_NUMBER = 5
+    """Finally not done under this number, and the channel documents that a new one is needed. code is set."""
+    RETURNED = 6
+    """The channel or its network sent this capture back by itself (an answer of query_refund only). Final."""
 
 
 class Refunded(NamedTuple):
@@ -130,6 +134,18 @@ class Refunded(NamedTuple):
     answer: RefundAnswer
     code: str = ""
     message: str = ""
+
+
+class ChannelTraits(NamedTuple):
+    """How a channel wants to be treated.
+
+    query_ladder_ms: after how long an attempt without a word is asked about, rung by rung. min_close_age_ms: an order
+    younger than that is not closed. calls_per_second: what one process asks of it at most.
+    """
+
+    query_ladder_ms: tuple[int, ...] = (5_000, 30_000, 60_000, 180_000, 300_000, 600_000, 1_800_000)
+    min_close_age_ms: int = 0
+    calls_per_second: int = 100
 
 
 class Channel(Protocol):

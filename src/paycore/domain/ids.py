@@ -15,6 +15,9 @@ NODE_COUNT = 1 << NODE_BITS
 MAX_INT64 = (1 << 63) - 1
 MAX_ATTEMPTS = 63
 MAX_REFUND_TRIES = 99
+SLICES = 16
+"""Into how many shares of payments repair is divided, so that several processes can work at once."""
+
 _TIME_SHIFT = NODE_BITS + SEQUENCE_BITS
 _SEQUENCE_MASK = (1 << SEQUENCE_BITS) - 1
 
@@ -22,6 +25,11 @@ _SEQUENCE_MASK = (1 << SEQUENCE_BITS) - 1
 def created_at_ms(payment_id: int) -> int:
     """When a payment was made: the millisecond that its id carries, since the Unix epoch."""
     return (payment_id >> _TIME_SHIFT) + ID_EPOCH_MS
+
+
+def slice_of(payment_id: int) -> int:
+    """Which share of repair's work a payment belongs to, 0 to 15: by its millisecond, so that shares are even."""
+    return (payment_id >> _TIME_SHIFT) % SLICES
 
 
 class PaymentIds:

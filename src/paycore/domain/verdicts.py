@@ -76,6 +76,8 @@ class CloseReason(IntEnum):
 
     MERCHANT = 1
     EXPIRED = 2
+    UNREACHABLE = 3
+    """Long past its expiry, with an attempt about which the channel gave no final word."""
 
 
 class PayMethod(IntEnum):
@@ -108,6 +110,28 @@ class RefundState(IntEnum):
     ACCEPTED = 3
     REFUNDED = 4
     REFUSED = 5
+    RETURNED_BY_CHANNEL = 6
+    """The channel or its network sent the money back by itself: nothing is owed any more."""
+    NEEDS_ATTENTION = 7
+    """Unfinished for so long, or refused so often, that a person was told. It is still asked about and sent."""
+
+
+REFUND_DONE = frozenset({RefundState.REFUNDED, RefundState.RETURNED_BY_CHANNEL})
+"""The money is back."""
+
+REFUND_FINAL = REFUND_DONE | {RefundState.REFUSED}
+"""The states that a final word gives to a try."""
+
+
+class TaskKind(IntEnum):
+    """What repair has to come back to."""
+
+    CLOSE = 1
+    """Close a payment that nobody paid; attempt 0."""
+    QUERY = 2
+    """Ask the channel about an attempt."""
+    END = 3
+    """Query an attempt that a younger one took the place of, and close it at its channel."""
 
 
 EXCESS_REASONS = frozenset(

@@ -2,14 +2,12 @@
 
 from typing import NamedTuple
 
-from paycore.domain.ids import MAX_REFUND_TRIES
-from paycore.domain.verdicts import RefundState
+from paycore.domain.ids import MAX_REFUND_TRIES, SLICES
+from paycore.domain.verdicts import REFUND_FINAL, RefundState
 from paycore.store.protocol import DueRefund, WriteTransaction
 from paycore.store.rows import RefundResultRow, RefundTryRow
 from paycore.usecases.refund import RefundIntent, derive_refunds, new_try, split_intents
 from paycore.usecases.writer import UnindexedUnit
-
-_FINAL = (RefundState.REFUNDED, RefundState.REFUSED)
 
 
 class DeriveOwed(UnindexedUnit):
@@ -49,7 +47,7 @@ class ClaimDue(UnindexedUnit):
     def apply(self, transaction: WriteTransaction) -> list[DueRefund]:
         """Return what is ours to send until the lease ends."""
         now_ms = transaction.stamp.recorded_at_ms
-        return transaction.claim_refunds(now_ms, now_ms + self._lease_ms, self._lease_token, self._limit)
+        return transaction.claim_refunds(range(SLICES), now_ms, now_ms + self._lease_ms, self._lease_token, self._limit)
 
 
 class Progress(NamedTuple):
@@ -78,7 +76,7 @@ class RecordProgress(UnindexedUnit):
         row = self._row(transaction.stamp.recorded_at_ms)
         if not transaction.update_refund_try(row, lease_token=self._due.last_try.lease_token):
             return False
-        if self._progress.state in _FINAL:
+        if self._progress.state in REFUND_FINAL:
             self._write_final(transaction)
         return True
 

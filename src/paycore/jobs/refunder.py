@@ -144,7 +144,9 @@ class Refunder:
         match answer.answer:
             case RefundAnswer.REFUNDED:
                 return Progress(RefundState.REFUNDED, due.last_try.asks + 1, 0)
-            case RefundAnswer.REFUSED:
+            case RefundAnswer.RETURNED:
+                return Progress(RefundState.RETURNED_BY_CHANNEL, due.last_try.asks + 1, 0)
+            case RefundAnswer.REFUSED | RefundAnswer.NEEDS_NEW_NUMBER:
                 return Progress(
                     RefundState.REFUSED, due.last_try.asks + 1, self._delay_ms(due), answer.code, answer.message
                 )

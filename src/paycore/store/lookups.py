@@ -210,15 +210,8 @@ def expired_with_excess(connection: Connection, expired_before_ms: int, limit: i
     return list(connection.execute(statement).scalars())
 
 
-def has_due_refunds(connection: Connection, now_ms: int) -> bool:
-    """Tell whether ``due_refunds`` would find any."""
-    tries = tables.refund_try
-    due = (tables.REFUND_UNFINISHED, tries.c.next_at_ms <= now_ms, tries.c.lease_until_ms <= now_ms)
-    return bool(connection.execute(select(exists().where(*due))).scalar_one())
-
-
-def due_refunds(connection: Connection, now_ms: int, limit: int) -> list[DueRefund]:
-    """Refund tries without a final word that are due and leased by nobody, longest due first."""
+def due_refunds(connection: Connection, slices: Sequence[int], now_ms: int, limit: int) -> list[DueRefund]:
+    """Refund tries of these shares without a final word that are due and leased by nobody, longest due first."""
     refund, tries, attempt = tables.refund, tables.refund_try, tables.channel_order
     statement = (
         select(refund, attempt, tries)
@@ -229,6 +222,7 @@ def due_refunds(connection: Connection, now_ms: int, limit: int) -> list[DueRefu
         )
         .where(
             tables.REFUND_UNFINISHED,
+            tries.c.slice.in_(slices),
             tries.c.next_at_ms <= now_ms,
             tries.c.lease_until_ms <= now_ms,
         )

@@ -30,12 +30,12 @@ from sqlalchemy.exc import DBAPIError
 from paycore.domain.errors import StoreUnavailableError
 from paycore.domain.verdicts import CaptureSource, CloseReason, PaymentState
 from paycore.failpoint import FailpointError, failpoint
-from paycore.store import columns, lookups, tables
-from paycore.store.columns import IndexColumns
+from paycore.store import tables
 from paycore.store.database import DatabaseRefusedError
 from paycore.store.postgresql_server import PostgresqlServer
-from paycore.store.protocol import Backlog, CommitUnknownError, FirstOutcomes, RowRefusedError, StoreBusyError
-from paycore.store.rows import OutcomeRow, PaymentFile, PaymentRecord, Stamp
+from paycore.store.protocol import CommitUnknownError, FirstOutcomes, RowRefusedError, StoreBusyError
+from paycore.store.reading import SqlReads
+from paycore.store.rows import OutcomeRow, PaymentRecord, Stamp
 from paycore.store.statements import Inserts, SqlTransaction
 
 _Read = TypeVar("_Read")
@@ -130,7 +130,7 @@ class PostgresqlTransaction(SqlTransaction):
     """One write transaction in READ COMMITTED: each statement sees what was committed when it began."""
 
     def __init__(self, connection: Connection, stamp: Stamp) -> None:
-        super().__init__(connection, stamp, _INSERTS)
+        super().__init__(connection, stamp, _INSERTS, dialect.insert)
 
     def lock_records(self, payment_ids: Iterable[int]) -> dict[int, PaymentRecord]:
         ids = sorted(set(payment_ids))
@@ -169,7 +169,7 @@ class PostgresqlTransaction(SqlTransaction):
         return lost
 
 
-class PostgresqlStore:
+class PostgresqlStore(SqlReads):
     """A database on a server; see ``store.protocol.Store``. ``write`` belongs to one thread, the reads to any."""
 
     def __init__(self, server: PostgresqlServer) -> None:
@@ -235,49 +235,25 @@ class PostgresqlStore:
             # Committed on the primary, and the wait for its standby was cut short.
             raise CommitUnknownError("; ".join(self._warnings))
 
-    def find_payment_id(self, merchant_id: str, merchant_order_no: str) -> int | None:
-        return self._read(lambda connection: lookups.find_payment_id(connection, merchant_id, merchant_order_no))
-
-    def load_record(self, payment_id: int) -> PaymentRecord | None:
-        return self._read(lambda connection: lookups.load_records(connection, [payment_id]).get(payment_id))
-
-    def index_columns(self, before: int, limit: int) -> IndexColumns:
-        return self._read(lambda connection: columns.columns_before(connection, before, limit))
-
-    def load_file(self, payment_id: int) -> PaymentFile | None:
-        return self._read(lambda connection: lookups.load_file(connection, payment_id))
-
-    def owes_refunds(self) -> bool:
-        return self._read(lambda connection: bool(lookups.excess_owing_refunds(connection, 1)))
-
-    def expired_with_excess(self, expired_before_ms: int, limit: int) -> list[int]:
-        return self._read(lambda connection: lookups.expired_with_excess(connection, expired_before_ms, limit))
-
-    def has_due_refunds(self, now_ms: int) -> bool:
-        return self._read(lambda connection: lookups.has_due_refunds(connection, now_ms))
-
-    def backlog(self) -> Backlog:
-        return self._read(lookups.backlog)
-
     def dispose(self) -> None:
         self._drop_connection()
         self._writing.dispose()
         self._reading.dispose()
 
-    def _read(self, read: Callable[[Connection], _Read]) -> _Read:
+    def read(self, look: Callable[[Connection], _Read]) -> _Read:
         try:
             try:
-                return self._read_once(read)
+                return self._read_once(look)
             except LostConnectionError:
                 # One that lay in the pool while the server was away; the pool has thrown out the others with it.
-                return self._read_once(read)
+                return self._read_once(look)
         except StoreBusyError as error:
             # Only writes are run again; a reader's caller is told that a retry can help.
             raise StoreUnavailableError("STORE_BUSY", f"the database did not answer in time: {error}") from error
 
-    def _read_once(self, read: Callable[[Connection], _Read]) -> _Read:
+    def _read_once(self, look: Callable[[Connection], _Read]) -> _Read:
         with self._translated(), self._reading.connect() as connection, connection.begin():
-            return read(connection)
+            return look(connection)
 
     def _writer_connection(self) -> Connection:
         if self._connection is None:

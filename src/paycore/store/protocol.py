@@ -8,9 +8,9 @@ A ``Store`` has one writer, used by one thread, and any number of readers. The e
 * ``StoreUnavailableError`` (domain): disk full, read-only, damaged, gone. Nothing was kept.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from paycore.domain.verdicts import AttemptState
 from paycore.store.columns import IndexColumns
@@ -26,7 +26,10 @@ from paycore.store.rows import (
     RefundRow,
     RefundTryRow,
     Stamp,
+    TaskRow,
 )
+
+_T = TypeVar("_T")
 
 
 class StoreBusyError(Exception):
@@ -200,8 +203,10 @@ class WriteTransaction(Protocol):
         """Excess captures of payments with an outcome, other than the kept one, that have no refund."""
         ...
 
-    def claim_refunds(self, now_ms: int, lease_until_ms: int, lease_token: str, limit: int) -> list[DueRefund]:
-        """Lease the tries that are due, so that no other process sends them meanwhile."""
+    def claim_refunds(
+        self, slices: Sequence[int], now_ms: int, lease_until_ms: int, lease_token: str, limit: int
+    ) -> list[DueRefund]:
+        """Lease the tries of these shares that are due, so that no other process sends them meanwhile."""
         ...
 
     def update_refund_try(self, row: RefundTryRow, *, lease_token: str) -> bool:
@@ -214,6 +219,34 @@ class WriteTransaction(Protocol):
 
     def insert_refund_result(self, row: RefundResultRow) -> bool:
         """Insert the final word about a try; False when there is one."""
+        ...
+
+    def note_queried_paid(self, payment_id: int, attempt: int) -> bool:
+        """Note that the channel said, when asked, that an attempt is paid; False where that is on record."""
+        ...
+
+    def put_tasks(self, rows: Iterable[TaskRow]) -> None:
+        """Insert tasks; where one exists it stays, due at the earlier of the two times."""
+        ...
+
+    def move_task(self, read: TaskRow, row: TaskRow) -> bool:
+        """Write ``row``'s next_at_ms, looks and last_error where the task is still as it was read; False if not."""
+        ...
+
+    def drop_tasks(self, rows: Iterable[TaskRow]) -> int:
+        """Delete the tasks that are still as they were read; return how many."""
+        ...
+
+    def claim_slices(self, job: str, slices: Iterable[int], now_ms: int, lease_until_ms: int, token: str) -> list[int]:
+        """Take shares of the payments for a job; return those that nobody else holds."""
+        ...
+
+    def release_slices(self, job: str, slices: Iterable[int], token: str) -> None:
+        """Give shares back that are still held by this token."""
+        ...
+
+    def run(self, work: Callable[[Any], _T]) -> _T:
+        """Run a function of a module of the store, which takes the connection, inside this transaction."""
         ...
 
     def touch_writer(self) -> None:
@@ -240,6 +273,10 @@ class Store(Protocol):
         """Read one payment as committed."""
         ...
 
+    def load_records(self, payment_ids: Collection[int]) -> dict[int, PaymentRecord]:
+        """Read payments as committed; the absent ones are left out."""
+        ...
+
     def index_columns(self, before: int, limit: int) -> IndexColumns:
         """Read what the index holds of the newest payments with an id below ``before``, at most ``limit``."""
         ...
@@ -258,6 +295,34 @@ class Store(Protocol):
 
     def has_due_refunds(self, now_ms: int) -> bool:
         """Tell whether a refund try is due and leased by nobody."""
+        ...
+
+    def due_refund_slices(self, now_ms: int) -> list[int]:
+        """The shares of the payments that have a refund try which is due and leased by nobody."""
+        ...
+
+    def oldest_due_refund_ms(self, now_ms: int) -> int | None:
+        """When the longest due refund try fell due; None where none is due."""
+        ...
+
+    def due_task_slices(self, kind: int, now_ms: int) -> list[int]:
+        """The shares that have a task of a kind that is due. kind: a TaskKind."""
+        ...
+
+    def due_tasks(self, kind: int, slice_: int, now_ms: int, limit: int) -> list[TaskRow]:
+        """Tasks of one kind and share that are due, longest due first."""
+        ...
+
+    def oldest_due_task_ms(self, kind: int, now_ms: int) -> int | None:
+        """When the longest due task of a kind fell due; None where none is due."""
+        ...
+
+    def free_slices(self, job: str, slices: Sequence[int], now_ms: int) -> list[int]:
+        """Those of these shares that nobody holds for a job."""
+        ...
+
+    def read(self, look: Callable[[Any], _T]) -> _T:
+        """Run a function of a module of the store, which takes a connection, in a read transaction of its own."""
         ...
 
     def backlog(self) -> Backlog:

@@ -112,6 +112,7 @@ class RefundTryRow(NamedTuple):
     refund_no: str
     seq: int
     channel_refund_no: str
+    slice: int
     state: int
     state_at_ms: int
     asks: int
@@ -161,6 +162,22 @@ class QuarantineRow(NamedTuple):
     arrivals: int
     is_open: int
     resolutions: str
+    recorded_at_ms: int
+    writer_no: int
+    group_no: int
+
+
+class TaskRow(NamedTuple):
+    """Something that repair comes back to. attempt: 0 where it is about the payment as a whole."""
+
+    payment_id: int
+    kind: int
+    attempt: int
+    slice: int
+    next_at_ms: int
+    looks: int
+    since_ms: int
+    last_error: str
     recorded_at_ms: int
     writer_no: int
     group_no: int

@@ -17,11 +17,11 @@ from sqlalchemy.exc import DBAPIError
 from paycore.domain.errors import StoreUnavailableError
 from paycore.domain.verdicts import CaptureSource, PaymentState
 from paycore.failpoint import FailpointError, failpoint
-from paycore.store import columns, lookups, tables
-from paycore.store.columns import IndexColumns
+from paycore.store import tables
 from paycore.store.engine import DatabaseRefusedError, SqliteFile
-from paycore.store.protocol import Backlog, CommitUnknownError, FirstOutcomes, RowRefusedError, StoreBusyError
-from paycore.store.rows import PaymentFile, PaymentRecord, Stamp
+from paycore.store.protocol import CommitUnknownError, FirstOutcomes, RowRefusedError, StoreBusyError
+from paycore.store.reading import SqlReads
+from paycore.store.rows import PaymentRecord, Stamp
 from paycore.store.statements import Inserts, SqlTransaction
 
 _Read = TypeVar("_Read")
@@ -73,7 +73,7 @@ class SqliteTransaction(SqlTransaction):
     """One write transaction, which holds the whole database from its start."""
 
     def __init__(self, connection: Connection, stamp: Stamp) -> None:
-        super().__init__(connection, stamp, _INSERTS)
+        super().__init__(connection, stamp, _INSERTS, dialect.insert)
 
     def lock_records(self, payment_ids: Iterable[int]) -> dict[int, PaymentRecord]:
         return self.load_records(payment_ids)
@@ -112,7 +112,7 @@ class SqliteTransaction(SqlTransaction):
         return self._connection.exec_driver_sql(statement, values).rowcount
 
 
-class SqliteStore:
+class SqliteStore(SqlReads):
     """A SQLite file; see ``store.protocol.Store``. ``write`` belongs to one thread, the reads to any."""
 
     def __init__(self, file: SqliteFile) -> None:
@@ -157,39 +157,15 @@ class SqliteStore:
                 raise failure from error
             raise CommitUnknownError(str(error)) from error
 
-    def find_payment_id(self, merchant_id: str, merchant_order_no: str) -> int | None:
-        return self._read(lambda connection: lookups.find_payment_id(connection, merchant_id, merchant_order_no))
-
-    def load_record(self, payment_id: int) -> PaymentRecord | None:
-        return self._read(lambda connection: lookups.load_records(connection, [payment_id]).get(payment_id))
-
-    def index_columns(self, before: int, limit: int) -> IndexColumns:
-        return self._read(lambda connection: columns.columns_before(connection, before, limit))
-
-    def load_file(self, payment_id: int) -> PaymentFile | None:
-        return self._read(lambda connection: lookups.load_file(connection, payment_id))
-
-    def owes_refunds(self) -> bool:
-        return self._read(lambda connection: bool(lookups.excess_owing_refunds(connection, 1)))
-
-    def expired_with_excess(self, expired_before_ms: int, limit: int) -> list[int]:
-        return self._read(lambda connection: lookups.expired_with_excess(connection, expired_before_ms, limit))
-
-    def has_due_refunds(self, now_ms: int) -> bool:
-        return self._read(lambda connection: lookups.has_due_refunds(connection, now_ms))
-
-    def backlog(self) -> Backlog:
-        return self._read(lookups.backlog)
-
     def dispose(self) -> None:
         self._drop_connection()
         self._writing.dispose()
         self._reading.dispose()
 
-    def _read(self, read: Callable[[Connection], _Read]) -> _Read:
+    def read(self, look: Callable[[Connection], _Read]) -> _Read:
         try:
             with self._translated(), self._reading.connect() as connection, connection.begin():
-                return read(connection)
+                return look(connection)
         except StoreBusyError as error:
             # Only writes are run again; a reader's caller is told that a retry can help.
             raise StoreUnavailableError("STORE_BUSY", "another process holds the database") from error

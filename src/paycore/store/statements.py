@@ -7,7 +7,7 @@ keys, and nothing reads rows of many payments and writes in one statement: a dat
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     Boolean,
@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from paycore.domain.verdicts import FINALLY_UNPAID, AttemptState
-from paycore.store import columns, lookups, tables
+from paycore.store import columns, lookups, tables, tasks
 from paycore.store.columns import IndexColumns
 from paycore.store.protocol import CaptureKey, DueRefund, FailureNote, StoreBusyError
 from paycore.store.rows import (
@@ -36,7 +36,10 @@ from paycore.store.rows import (
     RefundRow,
     RefundTryRow,
     Stamp,
+    TaskRow,
 )
+
+_T = TypeVar("_T")
 
 _EXCESS_IN_RANGE = 500
 """How many payments with excess a look at a whole range of ids may name, before each id is asked for."""
@@ -83,6 +86,7 @@ class Inserts:
         self.refund_result = unless_there(tables.refund_result)
         self.payment = unless_there(tables.payment)
         self.merchant_order = unless_there(tables.merchant_order)
+        self.queried_paid = unless_there(tables.queried_paid)
         self.channel_order = compiled(insert(tables.channel_order), tables.channel_order)
         self.quarantine = compiled(_quarantine(insert, unless_counted=False), tables.quarantine)
         self.quarantine_again = compiled(_quarantine(insert, unless_counted=True), tables.quarantine)
@@ -141,9 +145,10 @@ _NOTE_FAILURE = _note_failure()
 class SqlTransaction:
     """One write transaction; see ``store.protocol.WriteTransaction``. Its connection must preserve row counts."""
 
-    def __init__(self, connection: Connection, stamp: Stamp, inserts: Inserts) -> None:
+    def __init__(self, connection: Connection, stamp: Stamp, inserts: Inserts, insert: Callable[[Table], Any]) -> None:
         self._connection = connection
         self._inserts = inserts
+        self._dialect_insert = insert
         self.stamp = stamp
 
     @contextmanager
@@ -245,9 +250,11 @@ class SqlTransaction:
     def excess_owing_refunds(self, limit: int) -> list[CaptureKey]:
         return lookups.excess_owing_refunds(self._connection, limit)
 
-    def claim_refunds(self, now_ms: int, lease_until_ms: int, lease_token: str, limit: int) -> list[DueRefund]:
+    def claim_refunds(
+        self, slices: Sequence[int], now_ms: int, lease_until_ms: int, lease_token: str, limit: int
+    ) -> list[DueRefund]:
         claimed = []
-        for due in lookups.due_refunds(self._connection, now_ms, limit):
+        for due in lookups.due_refunds(self._connection, slices, now_ms, limit):
             last_try = due.last_try._replace(lease_until_ms=lease_until_ms, lease_token=lease_token)
             changes = {"new_lease_until_ms": lease_until_ms, "new_lease_token": lease_token}
             as_read = {f"read_{name}": getattr(due.last_try, name) for name in _CLAIM_READS}
@@ -275,6 +282,27 @@ class SqlTransaction:
 
     def insert_refund_result(self, row: RefundResultRow) -> bool:
         return self._insert(self._inserts.refund_result, [row]) == 1
+
+    def note_queried_paid(self, payment_id: int, attempt: int) -> bool:
+        return self._insert(self._inserts.queried_paid, [(payment_id, attempt, *self.stamp)]) == 1
+
+    def put_tasks(self, rows: Iterable[TaskRow]) -> None:
+        tasks.put_tasks(self._connection, self._dialect_insert, rows)
+
+    def move_task(self, read: TaskRow, row: TaskRow) -> bool:
+        return tasks.move_task(self._connection, read, row)
+
+    def drop_tasks(self, rows: Iterable[TaskRow]) -> int:
+        return tasks.drop_tasks(self._connection, rows)
+
+    def claim_slices(self, job: str, slices: Iterable[int], now_ms: int, lease_until_ms: int, token: str) -> list[int]:
+        return tasks.claim_slices(self._connection, self._dialect_insert, job, slices, now_ms, lease_until_ms, token)
+
+    def release_slices(self, job: str, slices: Iterable[int], token: str) -> None:
+        tasks.release_slices(self._connection, job, slices, token)
+
+    def run(self, work: Callable[[Connection], _T]) -> _T:
+        return work(self._connection)
 
     def touch_writer(self) -> None:
         table = tables.writer

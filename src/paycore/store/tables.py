@@ -2,7 +2,8 @@
 
 Facts are inserted once and never updated or deleted; their primary key is the arbiter between
 threads, processes and machines. Only ``channel_order`` and ``refund_try`` (conversations with a channel),
-``quarantine`` (arrivals, resolutions) and the housekeeping tables change after their insert.
+``quarantine`` (arrivals, resolutions), ``task`` and ``sweep_pending`` (what repair comes back to) and the housekeeping
+tables (``writer``, ``lease``, ``sweep_mark``) change after their insert.
 
 Every key but those of ``merchant_order``, ``quarantine`` and housekeeping starts with payment_id, so that a
 sharded engine can distribute by it; for the same reason there are no foreign keys. Each fact says when it was recorded
@@ -156,6 +157,8 @@ excess_payment = _table(
     CheckConstraint("reason IN (2, 3, 4, 5)", name="reason"),
     CheckConstraint("amount_minor > 0", name="amount_minor"),
 )
+# What a sweep has not seen yet of each writer. The outcome, which is written on the accepted path, goes without.
+Index("ix_excess_payment_writer_no_group_no", excess_payment.c.writer_no, excess_payment.c.group_no)
 
 refund = _table(
     "refund",
@@ -170,6 +173,7 @@ refund = _table(
     *_stamp(),
     CheckConstraint("amount_minor > 0", name="amount_minor"),
 )
+Index("ix_refund_writer_no_group_no", refund.c.writer_no, refund.c.group_no)
 
 refund_try = _table(
     "refund_try",
@@ -178,6 +182,8 @@ refund_try = _table(
     Column("seq", _Code, primary_key=True, autoincrement=False),
     # The number that the channel is sent; the same until its final word.
     Column("channel_refund_no", _Text, nullable=False),
+    # Which share of the refunder's work it belongs to: by its payment.
+    Column("slice", _Code, nullable=False),
     Column("state", _Code, nullable=False),
     Column("state_at_ms", _Int64, nullable=False),
     # How often the channel was asked about it or sent it.
@@ -188,15 +194,16 @@ refund_try = _table(
     Column("last_error", _Text, nullable=False),
     *_stamp(),
     CheckConstraint("seq BETWEEN 1 AND 99", name="seq"),
-    CheckConstraint("state BETWEEN 1 AND 5", name="state"),
+    CheckConstraint("state BETWEEN 1 AND 7", name="state"),
 )
 # Spelled with literals, here and in queries: a database uses a partial index only where it can see that it fits.
-REFUND_UNFINISHED = refund_try.c.state.in_([literal_column("1"), literal_column("2"), literal_column("3")])
-"""Tries without a final word: PENDING, UNKNOWN, ACCEPTED."""
+REFUND_UNFINISHED = refund_try.c.state.in_([literal_column(str(number)) for number in (1, 2, 3, 7)])
+"""Tries without a final word: PENDING, UNKNOWN, ACCEPTED, NEEDS_ATTENTION."""
 
 # What the refunder looks for: tries without a final word, by when they are due.
 Index(
     "ix_refund_try_unfinished",
+    refund_try.c.slice,
     refund_try.c.next_at_ms,
     sqlite_where=REFUND_UNFINISHED,
     postgresql_where=REFUND_UNFINISHED,
@@ -207,13 +214,22 @@ refund_result = _table(
     _key("payment_id"),
     Column("refund_no", _Text, primary_key=True),
     Column("seq", _Code, primary_key=True, autoincrement=False),
-    # A RefundState: REFUNDED or REFUSED.
+    # A RefundState: REFUNDED, REFUSED or RETURNED_BY_CHANNEL.
     Column("result", _Code, nullable=False),
     Column("code", _Text, nullable=False),
     Column("message", _Text, nullable=False),
     *_stamp(),
-    CheckConstraint("result IN (4, 5)", name="result"),
+    CheckConstraint("result IN (4, 5, 6)", name="result"),
 )
+
+queried_paid = _table(
+    "queried_paid",
+    # The channel said, when it was asked, that this attempt is paid; written before its captures are judged.
+    _key("payment_id"),
+    _attempt_key(),
+    *_stamp(),
+)
+Index("ix_queried_paid_writer_no_group_no", queried_paid.c.writer_no, queried_paid.c.group_no)
 
 quarantine = _table(
     "quarantine",
@@ -261,4 +277,46 @@ writer = _table(
     Column("writer_no", _Int64, primary_key=True, autoincrement=True),
     Column("started_at_ms", _Int64, nullable=False),
     Column("seen_at_ms", _Int64, nullable=False),
+)
+
+task = _table(
+    "task",
+    _key("payment_id"),
+    # A TaskKind. Attempt 0 where it is about the payment as a whole.
+    Column("kind", _Code, primary_key=True, autoincrement=False),
+    _attempt_key(),
+    Column("slice", _Code, nullable=False),
+    Column("next_at_ms", _Int64, nullable=False),
+    # How often it was come back to.
+    Column("looks", _Int64, nullable=False),
+    Column("since_ms", _Int64, nullable=False),
+    Column("last_error", _Text, nullable=False),
+    *_stamp(),
+    CheckConstraint("kind BETWEEN 1 AND 3", name="kind"),
+)
+Index("ix_task_due", task.c.kind, task.c.slice, task.c.next_at_ms)
+
+lease = _table(
+    "lease",
+    # One row a job and share of the payments: whoever holds it until lease_until_ms works there alone.
+    Column("job", _Text, primary_key=True),
+    Column("slice", _Code, primary_key=True, autoincrement=False),
+    Column("lease_until_ms", _Int64, nullable=False),
+    Column("lease_token", _Text, nullable=False),
+)
+
+sweep_mark = _table(
+    "sweep_mark",
+    # How far a sweep has read what a writer wrote: every group up to this one.
+    Column("sweep", _Text, primary_key=True),
+    Column("writer_no", _Int64, primary_key=True, autoincrement=False),
+    Column("group_no", _Int64, nullable=False),
+)
+
+sweep_pending = _table(
+    "sweep_pending",
+    # Payments with excess that had no outcome when a sweep saw it.
+    _key("payment_id"),
+    Column("slice", _Code, nullable=False),
+    Column("since_ms", _Int64, nullable=False),
 )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from paycore.domain.ids import excess_refund_no, format_channel_refund_no
+from paycore.domain.ids import excess_refund_no, format_channel_refund_no, slice_of
 from paycore.domain.verdicts import RefundState
 from paycore.store.rows import ExcessRow, PaymentRecord, RefundRow, RefundTryRow, Stamp
 
@@ -47,6 +47,7 @@ def new_try(refund: RefundRow, *, seq: int, next_at_ms: int, stamp: Stamp) -> Re
         refund.refund_no,
         seq,
         format_channel_refund_no(refund.payment_id, refund.refund_no, seq),
+        slice_of(refund.payment_id),
         RefundState.PENDING,
         stamp.recorded_at_ms,
         0,

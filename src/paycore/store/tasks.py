@@ -1,0 +1,167 @@
+"""Tasks and leases: what repair has to come back to, and who works on which share of it.
+
+Functions over a connection whose transaction the caller owns; the same for every database.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    union_all,
+    update,
+)
+
+from paycore.domain.ids import SLICES
+from paycore.store import tables
+from paycore.store.rows import TaskRow
+
+_TASK_KEY = ("payment_id", "kind", "attempt")
+_AS_READ = (*_TASK_KEY, "next_at_ms", "looks")
+
+
+def due_task_slices(connection: Connection, kind: int, now_ms: int) -> list[int]:
+    """The shares of the payments that have a task of a kind that is due."""
+    task = tables.task
+    return _slices_with(connection, task, lambda slice_: _due(kind, slice_, now_ms))
+
+
+def due_refund_slices(connection: Connection, now_ms: int) -> list[int]:
+    """The shares that have a refund try which is due and leased by nobody."""
+    tries = tables.refund_try
+    due = and_(tables.REFUND_UNFINISHED, tries.c.next_at_ms <= now_ms, tries.c.lease_until_ms <= now_ms)
+    return _slices_with(connection, tries, lambda slice_: and_(tries.c.slice == slice_, due))
+
+
+def _slices_with(connection: Connection, table: Table, condition: Callable[[int], ColumnElement[bool]]) -> list[int]:
+    # One look for each share: the index answers it whatever else lies there.
+    looks = [select(literal(slice_)).where(exists(select(table.c.slice).where(condition(slice_)))) for slice_ in _ALL]
+    return sorted(connection.execute(union_all(*looks)).scalars())
+
+
+_ALL = range(SLICES)
+
+
+def _due(kind: int, slice_: int, now_ms: int) -> ColumnElement[bool]:
+    task = tables.task
+    return and_(task.c.kind == kind, task.c.slice == slice_, task.c.next_at_ms <= now_ms)
+
+
+def due_tasks(connection: Connection, kind: int, slice_: int, now_ms: int, limit: int) -> list[TaskRow]:
+    """Tasks of one kind and share that are due, longest due first."""
+    task = tables.task
+    statement = select(task).where(_due(kind, slice_, now_ms)).order_by(task.c.next_at_ms).limit(limit)
+    return [TaskRow(*row) for row in connection.execute(statement)]
+
+
+def oldest_due_task_ms(connection: Connection, kind: int, now_ms: int) -> int | None:
+    """When the longest due task of a kind fell due; None where none is due."""
+    task = tables.task
+    return _oldest(connection, [select(func.min(task.c.next_at_ms)).where(_due(kind, one, now_ms)) for one in _ALL])
+
+
+def oldest_due_refund_ms(connection: Connection, now_ms: int) -> int | None:
+    """When the longest due refund try fell due; None where none is due."""
+    tries = tables.refund_try
+    due = and_(tables.REFUND_UNFINISHED, tries.c.next_at_ms <= now_ms)
+    return _oldest(connection, [select(func.min(tries.c.next_at_ms)).where(tries.c.slice == one, due) for one in _ALL])
+
+
+def _oldest(connection: Connection, looks: Iterable[Select[Any]]) -> int | None:
+    return min((at_ms for at_ms in connection.execute(union_all(*looks)).scalars() if at_ms is not None), default=None)
+
+
+def put_tasks(connection: Connection, insert: Callable[[Table], Any], rows: Iterable[TaskRow]) -> None:
+    """Insert tasks; where one exists it stays, due at the earlier of the two times."""
+    statement = insert(tables.task)
+    sooner, stands = statement.excluded.next_at_ms, tables.task.c.next_at_ms
+    values = [row._asdict() for row in sorted(rows)]
+    if values:
+        connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=list(tables.task.primary_key.columns),
+                set_={"next_at_ms": case((sooner < stands, sooner), else_=stands)},
+            ),
+            values,
+        )
+
+
+def _is_as_read() -> ColumnElement[bool]:
+    return and_(*(tables.task.c[name] == bindparam(f"read_{name}") for name in _AS_READ))
+
+
+def _as_read(row: TaskRow) -> dict[str, Any]:
+    return {f"read_{name}": getattr(row, name) for name in _AS_READ}
+
+
+_MOVE = (
+    update(tables.task)
+    .where(_is_as_read())
+    .values({name: bindparam(f"new_{name}") for name in ("next_at_ms", "looks", "last_error")})
+)
+_DROP = delete(tables.task).where(_is_as_read())
+
+
+def move_task(connection: Connection, read: TaskRow, row: TaskRow) -> bool:
+    """Write when a task is due next, where nobody has moved it meanwhile; False where somebody has."""
+    changes = {f"new_{name}": getattr(row, name) for name in ("next_at_ms", "looks", "last_error")}
+    return connection.execute(_MOVE, {**_as_read(read), **changes}).rowcount == 1
+
+
+def drop_tasks(connection: Connection, rows: Iterable[TaskRow]) -> int:
+    """Delete the tasks that nobody has moved meanwhile; return how many."""
+    values = [_as_read(row) for row in sorted(rows)]
+    return connection.execute(_DROP, values).rowcount if values else 0
+
+
+def free_slices(connection: Connection, job: str, slices: Sequence[int], now_ms: int) -> list[int]:
+    """Those of these shares that nobody holds for a job."""
+    lease = tables.lease
+    held = select(lease.c.slice).where(lease.c.job == job, lease.c.lease_until_ms > now_ms)
+    return sorted(set(slices) - set(connection.execute(held).scalars()))
+
+
+def claim_slices(
+    connection: Connection,
+    insert: Callable[[Table], Any],
+    job: str,
+    slices: Iterable[int],
+    now_ms: int,
+    lease_until_ms: int,
+    token: str,
+) -> list[int]:
+    """Take shares for a job until ``lease_until_ms``; return those that nobody else holds.
+
+    A lease that ends later than twice the asked one was written by a clock far ahead of ours, and counts as ended.
+    """
+    lease = tables.lease
+    no_lease_ends_after_ms = now_ms + 2 * (lease_until_ms - now_ms)
+    ended = or_(lease.c.lease_until_ms <= now_ms, lease.c.lease_until_ms > no_lease_ends_after_ms)
+    claimed = []
+    # Ascending, so that two who want the same shares wait for each other in one order.
+    for slice_ in sorted(slices):
+        new = {"lease_until_ms": lease_until_ms, "lease_token": token}
+        statement = insert(lease).values(job=job, slice=slice_, **new)
+        taken = statement.on_conflict_do_update(index_elements=[lease.c.job, lease.c.slice], set_=new, where=ended)
+        if connection.execute(taken).rowcount == 1:
+            claimed.append(slice_)
+    return claimed
+
+
+def release_slices(connection: Connection, job: str, slices: Iterable[int], token: str) -> None:
+    """Give shares back that are still held by this token."""
+    lease = tables.lease
+    own = (lease.c.job == job, lease.c.slice.in_(sorted(slices)), lease.c.lease_token == token)
+    connection.execute(update(lease).where(*own).values(lease_until_ms=0, lease_token=""))
