@@ -29,7 +29,7 @@ _LATENCY_BUCKETS_NS = tuple(
 _READ_TRIES = 20
 _READ_PAUSE_SECONDS = 0.01
 
-_Mode = Literal["livesum", "livemin", "mostrecent"]
+_Mode = Literal["livesum", "livemin", "mostrecent", "max"]
 
 
 class NotifyLabel(NamedTuple):
@@ -135,11 +135,41 @@ class Metrics:
             "Age of the oldest refund without a final word; 0 when there is none.",
             "mostrecent",
         )
+        self._job_success = self._job_gauge(
+            "paycore_job_last_success_timestamp_seconds", "When a job last made a pass to its end.", "max"
+        )
+        self._job_lag = self._job_gauge(
+            "paycore_job_lag_seconds", "How long the oldest work that is due has waited for a job.", "mostrecent"
+        )
+        self._job_failures = Counter(
+            "paycore_job_failures", "Passes of a job that failed.", ["job"], registry=self.registry
+        )
+        self._job_items = Counter(
+            "paycore_job_items",
+            "Pieces of work that a job finished or put off.",
+            ["job", "result"],
+            registry=self.registry,
+        )
         self.ready = self._gauge("paycore_ready", "1 while the database can be written.", "livemin")
 
     def _gauge(self, name: str, documentation: str, mode: _Mode) -> Gauge:
         """Make a gauge; mode: what several workers' values become together."""
         return Gauge(name, documentation, multiprocess_mode=mode, registry=self.registry)
+
+    def _job_gauge(self, name: str, documentation: str, mode: _Mode) -> Gauge:
+        return Gauge(name, documentation, ["job"], multiprocess_mode=mode, registry=self.registry)
+
+    def count_job_pass(self, job: str, at_ms: int, *, done: int, put_off: int, lag_ms: int) -> None:
+        """Take note of a pass that came to its end."""
+        self._job_success.labels(job).set(at_ms / 1_000)
+        self._job_lag.labels(job).set(lag_ms / 1_000)
+        self._job_failures.labels(job)
+        for result, count in (("done", done), ("put_off", put_off)):
+            self._job_items.labels(job, result).inc(count)
+
+    def count_job_failure(self, job: str) -> None:
+        """Take note of a pass that failed."""
+        self._job_failures.labels(job).inc()
 
     def count_notifications(self, counts: Mapping[NotifyLabel, int]) -> None:
         """Add one group's notifications."""

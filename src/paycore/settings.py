@@ -5,7 +5,7 @@ Only values and their rules stand here. What they are for is decided elsewhere.
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -16,6 +16,11 @@ _DAY_SECONDS = 24 * 60 * 60
 _NAME = r"^[a-z][a-z0-9_]{0,31}$"
 
 MAX_WORKERS = 64
+
+LadderSeconds = Annotated[int, Field(ge=1, le=30 * _DAY_SECONDS)]
+
+JobName = Literal["refunder", "closer", "recoverer", "ender", "sweeper", "examiner", "auditor"]
+JOB_NAMES: tuple[JobName, ...] = get_args(JobName)
 
 AccountName = Annotated[str, Field(pattern=_NAME)]
 
@@ -63,6 +68,17 @@ class Settings(BaseSettings):
     simbank_secrets: Annotated[dict[AccountName, SecretStr], NoDecode] = Field(
         default_factory=dict,
         description='The accounts\' secrets, a JSON object: {"bank_a": "..."}. Better given by the environment.',
+    )
+    simbank_query_ladder_seconds: Annotated[tuple[LadderSeconds, ...], NoDecode] = Field(
+        default=(5, 30, 60, 180, 300, 600, 1_800),
+        min_length=1,
+        description="After how many seconds an attempt at simbank without a word is asked about, rung by rung.",
+    )
+    simbank_min_close_age_seconds: int = Field(
+        default=0, ge=0, le=_DAY_SECONDS, description="How old an order at simbank is before it may be closed there."
+    )
+    simbank_calls_per_second: int = Field(
+        default=100, ge=1, le=100_000, description="How many calls a second repair makes to simbank at most, a process."
     )
     channel_timeout_ms: int = Field(
         default=5_000, ge=1, le=120_000, description="How long a channel may take to answer one request."
@@ -123,6 +139,46 @@ class Settings(BaseSettings):
     refund_retry_ms: int = Field(
         default=5_000, ge=10, le=_DAY_SECONDS * 1_000, description="How long a refund without a final word rests."
     )
+    refund_longest_seconds: int = Field(
+        default=1_800, ge=1, le=_DAY_SECONDS, description="The longest that a refund without a final word rests."
+    )
+    refund_attention_seconds: int = Field(
+        default=_DAY_SECONDS,
+        ge=1,
+        le=365 * _DAY_SECONDS,
+        description="How old an unfinished refund is when a person is told of it.",
+    )
+    close_unreachable_seconds: int = Field(
+        default=7 * _DAY_SECONDS,
+        ge=1,
+        le=365 * _DAY_SECONDS,
+        description="How long after its expiry a payment is closed although a channel gives no final word.",
+    )
+    repair_interval_ms: int = Field(
+        default=1_000,
+        ge=10,
+        le=600_000,
+        description="How often is looked for payments to close, attempts to ask about and attempts to end.",
+    )
+    sweep_interval_seconds: int = Field(
+        default=30, ge=1, le=_DAY_SECONDS, description="How often what is new is swept for what others left undone."
+    )
+    sweep_full_seconds: int = Field(
+        default=_DAY_SECONDS, ge=1, le=365 * _DAY_SECONDS, description="How often everything is swept."
+    )
+    quarantine_interval_ms: int = Field(
+        default=5_000, ge=10, le=_DAY_SECONDS * 1_000, description="How often is looked for evidence to judge again."
+    )
+    audit_interval_seconds: int = Field(
+        default=0,
+        ge=0,
+        le=365 * _DAY_SECONDS,
+        description="How often the whole database is audited by the server itself; 0: never.",
+    )
+    jobs: Annotated[tuple[JobName, ...], NoDecode] = Field(
+        default=JOB_NAMES,
+        description="Which jobs this server runs, separated by commas. Every job may run in any number of processes.",
+    )
     shutdown_grace_ms: int = Field(
         default=10_000, ge=0, le=600_000, description="How long calls in flight may take to end after SIGTERM."
     )
@@ -144,9 +200,9 @@ class Settings(BaseSettings):
         del settings_cls, dotenv_settings, file_secret_settings
         return init_settings, env_settings
 
-    @field_validator("simbank_accounts", mode="before")
+    @field_validator("simbank_accounts", "simbank_query_ladder_seconds", "jobs", mode="before")
     @classmethod
-    def _split_accounts(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())

@@ -1,7 +1,7 @@
 """Runs a server from its first write to its last, and takes it down so that nobody is left hanging.
 
 Order of the end: health says NOT_SERVING, no new call is taken, calls in flight end, conversations with channels are
-written down, the refunder stops between two steps, the writer commits and answers what waits, connections close.
+written down, jobs stop between two steps, the writer commits and answers what waits, connections close.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from paycore.app.seat import BEAT_MS, SupervisorTie, Word
 from paycore.app.serving import Serving, StartRefusedError
 from paycore.domain.clock import Clock
 from paycore.domain.errors import StoreUnavailableError
-from paycore.jobs.runner import run_every
+from paycore.jobs.runner import run_every, run_job
 from paycore.metrics import Metrics
 from paycore.rpc.listen import LISTEN_SETTING, ListenRefusedError, check_free, parse_listen
 from paycore.settings import Settings
@@ -79,15 +79,21 @@ class _Started(NamedTuple):
         """Start everything that nobody calls for."""
         parts, readiness = self.parts, self.readiness
 
-        def job(name: str, run_once: Callable[[], Awaitable[None]], interval_ms: int) -> "asyncio.Task[None]":
+        def loop(name: str, run_once: Callable[[], Awaitable[None]], interval_ms: int) -> "asyncio.Task[None]":
             return asyncio.create_task(run_every(name, run_once, interval_ms, stopping), name=name)
 
         return [
-            job("refunder", parts.refunder.run_once, settings.refund_interval_ms),
-            job("heartbeat", lambda: readiness.probe(parts.writer), PROBE_MS),
-            job("backlog", lambda: _read_backlog(parts.store, self.metrics, self.clock), BACKLOG_MS),
-            job("gauges", self._refresh, REFRESH_MS),
-            job("beat", self._beat, BEAT_MS),
+            *(
+                asyncio.create_task(
+                    run_job(planned.job, planned.interval_ms, stopping, self.metrics, self.clock),
+                    name=planned.job.name,
+                )
+                for planned in parts.jobs
+            ),
+            loop("heartbeat", lambda: readiness.probe(parts.core.writer), PROBE_MS),
+            loop("backlog", lambda: _read_backlog(parts.core.store, self.metrics, self.clock), BACKLOG_MS),
+            loop("gauges", self._refresh, REFRESH_MS),
+            loop("beat", self._beat, BEAT_MS),
             asyncio.create_task(readiness.show(self.set_serving), name="readiness"),
         ]
 
@@ -115,14 +121,14 @@ async def _start(settings: Settings, tie: SupervisorTie | None, stack: AsyncExit
         # Looked at before the index is warmed, which may take a while, and again when the port is bound.
         check_free(LISTEN_SETTING, address)
     parts = build(settings, store, metrics, readiness.report, shared_port=tie is not None)
-    stack.push_async_callback(parts.registry.aclose)
+    stack.push_async_callback(parts.core.registry.aclose)
     # In a thread: the event loop has to run for the last answers to reach their callers.
-    stack.push_async_callback(asyncio.to_thread, parts.writer.stop)
+    stack.push_async_callback(asyncio.to_thread, parts.core.writer.stop)
     bound = parts.server.bind(address)
     await parts.server.start()
     if endpoint is not None:
         endpoint.start()
-    await readiness.probe(parts.writer)
+    await readiness.probe(parts.core.writer)
 
     async def set_serving(serving: bool) -> None:
         if tie is not None:

@@ -43,7 +43,7 @@ Next, in another terminal: paycore pay --help
 
 def _flag(name: str) -> Any:
     default = Settings.model_fields[name].get_default()
-    shown = ",".join(default) if isinstance(default, tuple) else default
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
     return typer.Option(
         f"--{name.replace('_', '-')}",
         envvar=f"{ENV_PREFIX}{name.upper()}",

@@ -18,6 +18,7 @@ from paycore.domain.ids import format_channel_order_no
 from paycore.domain.verdicts import CloseReason, NotifyOutcome, RefundState
 from paycore.failpoint import failpoint
 from paycore.jobs.refund_units import ClaimDue, DeriveOwed, Progress, RecordProgress
+from paycore.jobs.runner import Pass, Tell, tell_nobody
 from paycore.metrics import Metrics
 from paycore.store.protocol import DueRefund, Store
 from paycore.usecases.attempts import Conversations
@@ -71,10 +72,13 @@ class Refunder:
         self._late_grace_ms = late_grace_ms
         self._rests_until_ms = 0
 
-    async def run_once(self) -> None:
+    name = "refunder"
+
+    async def run_once(self, tell: Tell = tell_nobody) -> Pass:
         """Make one pass. Raises StoreUnavailableError or ThrottledError; the next pass goes on from there."""
         await self._look_over()
         await self._send_due()
+        return Pass()
 
     async def _look_over(self) -> None:
         """Find what the notify path left undone. That reads all excess, so a long look is followed by a longer rest."""

@@ -16,6 +16,10 @@ class QuietLog:
         """Write a line of level info."""
         self._write("info", event, fields)
 
+    def warning(self, event: str, **fields: Any) -> None:
+        """Write a line of level warning."""
+        self._write("warning", event, fields)
+
     def error(self, event: str, **fields: Any) -> None:
         """Write a line of level error."""
         self._write("error", event, fields)
