@@ -1,0 +1,77 @@
+"""What an audit can find: each way in which a database, or a channel's books beside it, can break R1 or R2.
+
+One break is named once, by the kind nearest to its cause: a kind says which of the others it goes before.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class AuditKind(StrEnum):
+    """The value is the label ``kind`` of ``paycore_audit_violations``."""
+
+    ORDER_NAMES_NO_PAYMENT = "order_names_no_payment"
+    """A merchant order names a payment that does not exist, or one of another order."""
+    PAYMENT_WITHOUT_ORDER = "payment_without_order"
+    """A payment that its merchant order does not name: the order is missing, or names a second payment of it."""
+    ATTEMPT_WITHOUT_PAYMENT = "attempt_without_payment"
+    """An attempt of a payment that does not exist."""
+    OUTCOME_WITHOUT_PAYMENT = "outcome_without_payment"
+    """An outcome of a payment that does not exist."""
+    EXCESS_WITHOUT_PAYMENT = "excess_without_payment"
+    """An excess capture of a payment that does not exist."""
+    OUTCOME_INCOHERENT = "outcome_incoherent"
+    """An outcome PAID without a trade number, or CLOSED with what only a capture has."""
+    KEPT_ATTEMPT_MISSING = "kept_attempt_missing"
+    """The kept capture is of an attempt that its payment does not have."""
+    KEPT_TERMS_DIFFER = "kept_terms_differ"
+    """The kept capture has another amount or currency than its payment."""
+    KEPT_IS_EXCESS = "kept_is_excess"
+    """A capture is both kept and excess."""
+    EXCESS_ATTEMPT_MISSING = "excess_attempt_missing"
+    """An excess capture is of an attempt that its payment does not have."""
+    REFUND_MISSING = "refund_missing"
+    """An excess capture of a payment with an outcome has no refund."""
+    REFUND_DOUBLED = "refund_doubled"
+    """An excess capture has more than one refund. Their numbers are not looked at."""
+    REFUND_TERMS_DIFFER = "refund_terms_differ"
+    """A refund has another amount, currency, attempt, trade number or reason than its excess capture."""
+    REFUND_NUMBER_WRONG = "refund_number_wrong"
+    """A refund of an excess capture has another number than the one that follows from the capture."""
+    REFUND_WITHOUT_OUTCOME = "refund_without_outcome"
+    """A refund of an excess capture whose payment has no outcome yet."""
+    REFUND_OF_KEPT = "refund_of_kept"
+    """A refund, of the kind that an excess has, of the capture that is kept."""
+    REFUND_WITHOUT_CAPTURE = "refund_without_capture"
+    """A refund of what is no capture on record."""
+    MERCHANT_REFUNDS_EXCEED = "merchant_refunds_exceed"
+    """The merchant's refunds that have not finally failed are more than the kept capture, or name another one."""
+    REFUND_WITHOUT_TRY = "refund_without_try"
+    """A refund that has no try: nobody will ever send it."""
+    TRY_WITHOUT_REFUND = "try_without_refund"
+    """A try of a refund that does not exist."""
+    TRY_NUMBER_WRONG = "try_number_wrong"
+    """A try is sent under another number than the one that follows from its payment, refund and place."""
+    TRY_TOO_EARLY = "try_too_early"
+    """A try after the first, whose predecessor was not finally refused."""
+    TRY_STATE_WRONG = "try_state_wrong"
+    """A try's state and the final word about it contradict each other."""
+    REFUNDED_TWICE = "refunded_twice"
+    """One refund has two tries by which money finally went back. Goes before TRY_TOO_EARLY."""
+    RESULT_WITHOUT_TRY = "result_without_try"
+    """A final word about a try that does not exist."""
+    QUERIED_PAID_UNJUDGED = "queried_paid_unjudged"
+    """The channel said that an attempt is paid, and after ``UNJUDGED_GRACE_MS`` no capture of it is on record."""
+
+
+UNJUDGED_GRACE_MS = 600_000
+"""How long what a channel said when it was asked may be without a judgement: it is noted before it is judged."""
+
+
+class Violation(NamedTuple):
+    """One break. details: what differs, by name, as far as it helps whoever looks into it."""
+
+    kind: AuditKind
+    payment_id: int
+    details: Mapping[str, str | int | None]
