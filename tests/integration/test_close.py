@@ -207,6 +207,7 @@ async def test_close_while_an_attempt_is_being_opened_is_refused_until_its_lease
         ids=town.core.ids,
         limits=LIMITS,
         accounts=town.core.registry.code,
+        schedule=town.core.schedule,
         lease_token="somebody",
         lease_ms=LEASE_MS,
     )

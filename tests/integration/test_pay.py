@@ -54,7 +54,7 @@ async def test_pay_opens_an_attempt_and_hands_out_its_credential(
     with town.core.watch() as written:
         result = await town.core.pay(command)
     assert (result.state, result.next_action) == (PaymentState.OPEN, action)
-    assert written.names() == {"payment", "merchant_order", "channel_order"}
+    assert written.names() == {"payment", "merchant_order", "channel_order", "task"}
     payment, attempt = written.row("payment"), written.row("channel_order")
     assert (payment.amount_minor, payment.currency, payment.subject) == (AMOUNT_MINOR, "CNY", command.subject)
     assert (attempt.attempt, attempt.account, attempt.state) == (1, "bank_a", AttemptState.OPEN)
@@ -277,6 +277,7 @@ async def test_pay_left_by_a_process_that_died_waits_for_its_lease_then_asks_bef
             ids=town.core.ids,
             limits=LIMITS,
             accounts=town.core.registry.code,
+            schedule=town.core.schedule,
             lease_token="the dead process",
             lease_ms=LEASE_MS,
         )

@@ -39,6 +39,7 @@ from paycore.usecases.pay_command import PayCommand, PayLimits
 from paycore.usecases.pay_open import OpenAttempt
 from paycore.usecases.quarantine import QuarantineLimits
 from paycore.usecases.query import Query
+from paycore.usecases.tasks import Schedule
 from paycore.usecases.words import verdict_at
 from paycore.usecases.writer import Writer
 
@@ -213,6 +214,7 @@ class Core:
             quarantine_limits=quarantine_limits,
             on_health=self.health.append,
         )
+        self.schedule = Schedule(self.registry.traits, late_grace_ms)
         self._late_grace_ms = late_grace_ms
         self._lease_ms = lease_ms
         self._retry_ms = retry_ms
@@ -224,7 +226,7 @@ class Core:
         self.ids = PaymentIds(self.clock, self.writer_no % NODE_COUNT)
         self.conversations = Conversations(self.registry, self.writer, self.clock)
         self._notify = Notify(self.writer)
-        self.query = Query(self.store)
+        self.query = Query(self.store, self.conversations, self.clock)
         self.closer = Close(self.store, self.writer, self.conversations, self.registry.code)
         self.payer = Pay(
             self.store,
@@ -234,6 +236,7 @@ class Core:
             clock=self.clock,
             ids=self.ids,
             limits=self._limits,
+            schedule=self.schedule,
             new_token=secrets.token_hex,
             lease_ms=self._lease_ms,
         )
@@ -352,7 +355,7 @@ class Core:
         return int(self.metrics.registry.get_sample_value(name, labels) or 0)
 
 
-_CHANGING = {"channel_order", "refund_try", "quarantine"}
+_CHANGING = {"channel_order", "refund_try", "quarantine", "task", "lease", "sweep_mark", "sweep_pending"}
 """The tables whose rows change after their insert (design of the facts: ``store.tables``)."""
 
 
@@ -385,6 +388,7 @@ def open_attempt(core: Core, number: str, account: str = "bank_a") -> OpenAttemp
         ids=core.ids,
         limits=LIMITS,
         accounts=core.registry.code,
+        schedule=core.schedule,
         lease_token=secrets.token_hex(),
         lease_ms=60_000,
     )

@@ -238,6 +238,7 @@ class _Process:
             ids=self.core.ids,
             limits=LIMITS,
             accounts=self.core.registry.code,
+            schedule=self.core.schedule,
             lease_token=os.urandom(8).hex(),
             lease_ms=60_000,
         )

@@ -15,7 +15,9 @@ MONEY_PACKAGES = ("domain", "store", "usecases", "jobs", "channels")
 ALLOWED = {
     ("usecases/group_report.py", "(now_ns - started_ns) / 1000000000.0"): "seconds for a metric",
     ("usecases/pay.py", "max(0, answer_at_ms - self._clock.now_ms()) / 1000"): "seconds for asyncio.wait",
+    ("usecases/query.py", "wait_ms / 1000"): "seconds for asyncio.wait",
     ("usecases/pay.py", "_POLL_MS / 1000"): "seconds for asyncio.sleep",
+    ("jobs/gate.py", "wait_ms / 1000"): "seconds for asyncio.sleep",
     ("jobs/runner.py", "interval_ms / 1000"): "seconds for asyncio.wait_for",
     ("store/engine.py", "BUSY_TIMEOUT_MS / 1000"): "seconds for sqlite3.connect",
     ("channels/simbank.py", "timeout_ms / 1000"): "seconds for asyncio.timeout",

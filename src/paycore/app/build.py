@@ -15,6 +15,7 @@ from paycore.usecases.notify import Notify
 from paycore.usecases.pay import Pay
 from paycore.usecases.pay_command import PayLimits
 from paycore.usecases.query import Query
+from paycore.usecases.tasks import Schedule
 
 
 class Parts(NamedTuple):
@@ -22,6 +23,7 @@ class Parts(NamedTuple):
 
     core: Core
     pay: Pay
+    query: Query
     jobs: list[Planned]
     server: RpcServer
 
@@ -44,16 +46,18 @@ def build(
         clock=core.clock,
         ids=core.ids,
         limits=_pay_limits(settings),
+        schedule=Schedule(core.registry.traits, settings.late_grace_ms),
         new_token=new_token,
         lease_ms=core.lease_ms,
     )
+    query = Query(store, core.conversations, core.clock)
     server = RpcServer(
         NotifyHandler(Notify(core.writer), core.writer.decoder, core.clock),
-        PaymentHandlers(UseCases(pay, Query(store), core.close), core.clock, pay_timeout_ms=settings.pay_timeout_ms),
+        PaymentHandlers(UseCases(pay, query, core.close), core.clock, pay_timeout_ms=settings.pay_timeout_ms),
         max_message_bytes=settings.max_message_bytes,
         shared_port=shared_port,
     )
-    return Parts(core, pay, build_jobs(settings, core), server)
+    return Parts(core, pay, query, build_jobs(settings, core), server)
 
 
 def _pay_limits(settings: Settings) -> PayLimits:

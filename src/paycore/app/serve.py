@@ -144,7 +144,7 @@ async def _take_down(parts: Parts, tasks: list["asyncio.Task[None]"], grace_ms: 
     """End calls, conversations and jobs; what is not done within the grace is cancelled, which loses nothing."""
     ends_at = asyncio.get_running_loop().time() + grace_ms / 1_000
     await parts.server.drain(grace_ms)
-    talks = asyncio.create_task(parts.pay.drain())
+    talks = asyncio.create_task(_drain(parts))
     *jobs, show = tasks
     show.cancel()
     remaining_seconds = max(0, ends_at - asyncio.get_running_loop().time())
@@ -153,6 +153,11 @@ async def _take_down(parts: Parts, tasks: list["asyncio.Task[None]"], grace_ms: 
         _log.warning("cut_off", task=task.get_name())
         task.cancel()
     await asyncio.gather(talks, *tasks, return_exceptions=True)
+
+
+async def _drain(parts: Parts) -> None:
+    await parts.pay.drain()
+    await parts.query.drain()
 
 
 async def _read_backlog(store: Store, metrics: Metrics, clock: Clock) -> None:

@@ -1,6 +1,7 @@
 """One attempt's conversation with its channel: what it said is written down, and money goes through the decision."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 import structlog
 
@@ -19,7 +20,8 @@ from paycore.domain.decision import ABSENT_MS
 from paycore.domain.errors import PreconditionError
 from paycore.domain.ids import format_channel_order_no
 from paycore.domain.notification import Notification, Verdict
-from paycore.domain.verdicts import AttemptState, CaptureSource, ChannelResult, PayMethod
+from paycore.domain.verdicts import FINALLY_UNPAID, AttemptState, CaptureSource, ChannelResult, PayMethod
+from paycore.failpoint import failpoint
 from paycore.store.protocol import WriteTransaction
 from paycore.store.rows import ChannelOrderRow, PaymentRecord, PaymentRow
 from paycore.usecases.writer import UnindexedUnit, Writer
@@ -34,7 +36,16 @@ ATTEMPT_STATE_UNKNOWN = "ATTEMPT_STATE_UNKNOWN"
 
 _IN_CONVERSATION = (AttemptState.CREATING, AttemptState.OPEN, AttemptState.UNKNOWN)
 
+Gate = Callable[[str], AbstractAsyncContextManager[None]]
+"""Entered, by the channel's name, for as long as a call to it takes. May wait, and may raise ChannelUnknownError."""
+
 _log = structlog.get_logger()
+
+
+def _open_gate(channel: str) -> AbstractAsyncContextManager[None]:
+    """Let every call pass at once."""
+    del channel
+    return nullcontext()
 
 
 def channel_order(payment: PaymentRow, attempt: ChannelOrderRow) -> ChannelOrder:
@@ -99,13 +110,32 @@ class SettleAttempt(UnindexedUnit):
         )
 
 
-class Conversations:
-    """Talks to channels about attempts, and hands on what they say."""
+class NoteQueriedPaid(UnindexedUnit):
+    """A write unit: the channel said, when asked, that an attempt is paid.
 
-    def __init__(self, registry: ChannelRegistry, writer: Writer, clock: Clock) -> None:
+    Written before its captures are judged: whoever looks later can tell money that was heard of and not taken in.
+    """
+
+    def __init__(self, attempt: ChannelOrderRow) -> None:
+        self._payment_id, self._attempt = attempt.payment_id, attempt.attempt
+
+    def apply(self, transaction: WriteTransaction) -> bool:
+        """Return whether it was news."""
+        return transaction.note_queried_paid(self._payment_id, self._attempt)
+
+
+class Conversations:
+    """Talks to channels about attempts, and hands on what they say. gate: what calls to a channel must pass."""
+
+    def __init__(self, registry: ChannelRegistry, writer: Writer, clock: Clock, gate: Gate = _open_gate) -> None:
         self._registry = registry
         self._writer = writer
         self._clock = clock
+        self._gate = gate
+
+    def behind(self, gate: Gate) -> "Conversations":
+        """The same with a gate, for those who can wait."""
+        return Conversations(self._registry, self._writer, self._clock, gate)
 
     def channel(self, attempt: ChannelOrderRow) -> Channel:
         """The attempt's channel. Raises PreconditionError when it is not configured here any more."""
@@ -143,10 +173,18 @@ class Conversations:
 
         Raises ChannelUnknownError, PreconditionError.
         """
-        order_no = format_channel_order_no(attempt.payment_id, attempt.attempt)
-        queried = await self.channel(attempt).query(attempt.account, order_no)
+        channel, order_no = self.channel(attempt), format_channel_order_no(attempt.payment_id, attempt.attempt)
+        failpoint("conversation.before_query")
+        async with self._gate(attempt.channel):
+            queried = await channel.query(attempt.account, order_no)
+        failpoint("conversation.after_query")
         if queried.captures:
+            await self._writer.run(NoteQueriedPaid(attempt))
+            failpoint("conversation.paid_noted")
             await self.take_captures(attempt, queried.captures, CaptureSource.QUERY)
+        elif attempt.state in FINALLY_UNPAID:
+            # What we called it stands; only money would be news.
+            pass
         elif queried.state == QueryState.CLOSED:
             await self.settle(attempt, AttemptState.CLOSED)
         elif queried.state == QueryState.FAILED:
@@ -184,8 +222,11 @@ class Conversations:
             raise _unknown(attempt, f"the channel says {queried.state.name}")
 
     async def _close_at_channel(self, attempt: ChannelOrderRow) -> None:
-        order_no = format_channel_order_no(attempt.payment_id, attempt.attempt)
-        result = await self.channel(attempt).close(attempt.account, order_no)
+        channel, order_no = self.channel(attempt), format_channel_order_no(attempt.payment_id, attempt.attempt)
+        failpoint("conversation.before_close")
+        async with self._gate(attempt.channel):
+            result = await channel.close(attempt.account, order_no)
+        failpoint("conversation.after_close")
         if result == CloseResult.CLOSED:
             await self.settle(attempt, AttemptState.CLOSED)
             return

@@ -9,7 +9,7 @@ from paycore.domain.errors import NotFoundError, PreconditionError
 from paycore.domain.verdicts import CloseReason, PaymentState
 from paycore.failpoint import failpoint
 from paycore.store.protocol import Store, StoreBusyError, WriteTransaction
-from paycore.store.rows import PaymentFile, PaymentRecord
+from paycore.store.rows import ChannelOrderRow, PaymentFile, PaymentRecord
 from paycore.usecases.attempts import ATTEMPT_STATE_UNKNOWN, Conversations
 from paycore.usecases.judge import AccountCodes, index_payment
 from paycore.usecases.keys import PAYMENT_NOT_FOUND, PaymentKey, resolve
@@ -37,12 +37,15 @@ class InsertClosed:
         self._record: PaymentRecord | None = None
 
     def apply(self, transaction: WriteTransaction) -> PaymentRecord:
-        """Close the payment unless it has an outcome. Raises PreconditionError while an attempt is live."""
+        """Close the payment unless it has an outcome. Raises PreconditionError while an attempt is live.
+
+        UNREACHABLE alone closes it all the same: so long after its expiry that nobody waits for the channel any more.
+        """
         self._record = record = transaction.lock_records([self._payment_id])[self._payment_id]
         if record.outcome is not None:
             return record
         live = record.live_attempts()
-        if live:
+        if live and self._reason != CloseReason.UNREACHABLE:
             raise PreconditionError(
                 ATTEMPT_STATE_UNKNOWN, f"attempt {live[0].attempt} may still be paid", retryable=True
             )
@@ -88,17 +91,16 @@ class Close:
     async def close_payment(self, payment_id: int, reason: CloseReason) -> PaymentRecord:
         """End the live attempts, then insert CLOSED; return the record with whichever outcome it has.
 
-        Raises PreconditionError (ATTEMPT_STATE_UNKNOWN), NotFoundError, StoreUnavailableError.
+        Every live attempt is asked about, whatever the channel of another one says: any of them may be paid.
+        Raises PreconditionError (ATTEMPT_STATE_UNKNOWN, ACCOUNT_NOT_CONFIGURED), NotFoundError, StoreUnavailableError.
         """
         refusal = PreconditionError(ATTEMPT_STATE_UNKNOWN, "no round was made", retryable=True)
         for _ in range(_MAX_ROUNDS):
-            record = await asyncio.to_thread(self._store.load_record, payment_id)
-            if record is None:
-                raise NotFoundError(PAYMENT_NOT_FOUND, "no such payment")
+            record = await self._load(payment_id)
             if record.outcome is not None:
                 return record
-            for attempt in record.live_attempts():
-                await self._conversations.end(attempt)
+            if unknown := [why for row in record.live_attempts() if (why := await self._why_not_ended(row))]:
+                return await self._unless_paid_meanwhile(payment_id, unknown[0])
             failpoint("close.attempts_ended")
             try:
                 return await self._writer.run(InsertClosed(payment_id, reason, self._accounts))
@@ -107,3 +109,31 @@ class Close:
                 _log.info("attempt_still_live", payment_id=payment_id, why=still_live.message)
                 refusal = still_live
         raise refusal
+
+    async def give_up(self, payment_id: int) -> PaymentRecord:
+        """Close a payment although an attempt may still be paid; return the record with whichever outcome it has.
+
+        A success that comes afterwards is LATE and goes back. Raises StoreUnavailableError.
+        """
+        return await self._writer.run(InsertClosed(payment_id, CloseReason.UNREACHABLE, self._accounts))
+
+    async def _load(self, payment_id: int) -> PaymentRecord:
+        record = await asyncio.to_thread(self._store.load_record, payment_id)
+        if record is None:
+            raise NotFoundError(PAYMENT_NOT_FOUND, "no such payment")
+        return record
+
+    async def _why_not_ended(self, attempt: ChannelOrderRow) -> PreconditionError | None:
+        """Bring an attempt to its final word; where there is none, return why."""
+        try:
+            await self._conversations.end(attempt)
+        except PreconditionError as refusal:
+            return refusal
+        return None
+
+    async def _unless_paid_meanwhile(self, payment_id: int, refusal: PreconditionError) -> PaymentRecord:
+        """What one channel said may have decided the payment; what another did not say matters no more then."""
+        record = await self._load(payment_id)
+        if record.outcome is None:
+            raise refusal
+        return record

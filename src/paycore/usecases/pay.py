@@ -24,6 +24,7 @@ from paycore.store.rows import ChannelOrderRow, PaymentRecord, PaymentRow
 from paycore.usecases.attempts import Conversations, SettleAttempt, channel_order
 from paycore.usecases.pay_command import PayCommand, PayLimits, check_command
 from paycore.usecases.pay_open import OpenAttempt, Step
+from paycore.usecases.tasks import Schedule
 from paycore.usecases.writer import Writer
 
 ANSWER_MARGIN_MS = 100
@@ -75,6 +76,7 @@ class Pay:
         clock: Clock,
         ids: PaymentIds,
         limits: PayLimits,
+        schedule: Schedule,
         new_token: Callable[[], str],
         lease_ms: int,
     ) -> None:
@@ -85,6 +87,7 @@ class Pay:
         self._clock = clock
         self._ids = ids
         self._limits = limits
+        self._schedule = schedule
         self._new_token = new_token
         self._lease_ms = lease_ms
         self._running: set[asyncio.Task[PayResult]] = set()
@@ -150,6 +153,7 @@ class Pay:
             ids=self._ids,
             limits=self._limits,
             accounts=self._registry.code,
+            schedule=self._schedule,
             lease_token=self._new_token(),
             lease_ms=self._lease_ms,
         )

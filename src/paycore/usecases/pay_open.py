@@ -1,4 +1,7 @@
-"""The first write of Pay: the payment, its merchant order, and the attempt that is to be opened, in one transaction."""
+"""The first write of Pay: payment, merchant order, the attempt that is to be opened, and repair's tasks about them.
+
+All in one transaction, so that nothing is opened that repair does not know of.
+"""
 
 from enum import Enum
 from typing import NamedTuple
@@ -8,9 +11,10 @@ from paycore.domain.errors import AlreadyExistsError, PreconditionError
 from paycore.domain.ids import MAX_ATTEMPTS, PaymentIds
 from paycore.domain.verdicts import AttemptState, PaymentState, PayMethod
 from paycore.store.protocol import StoreBusyError, WriteTransaction
-from paycore.store.rows import ChannelOrderRow, PaymentRecord, PaymentRow
+from paycore.store.rows import ChannelOrderRow, PaymentRecord, PaymentRow, Stamp, TaskRow
 from paycore.usecases.judge import AccountCodes, index_payment
 from paycore.usecases.pay_command import PayCommand, PayLimits
+from paycore.usecases.tasks import Schedule
 
 _MAX_DRAWS = 16
 """Ids drawn before giving up: each collision needs another live process with this node number."""
@@ -51,6 +55,7 @@ class OpenAttempt:
         ids: PaymentIds,
         limits: PayLimits,
         accounts: AccountCodes,
+        schedule: Schedule,
         lease_token: str,
         lease_ms: int,
     ) -> None:
@@ -58,6 +63,7 @@ class OpenAttempt:
         self._ids = ids
         self._limits = limits
         self._accounts = accounts
+        self._schedule = schedule
         self._lease_token = lease_token
         self._lease_ms = lease_ms
         self._record: PaymentRecord | None = None
@@ -140,12 +146,13 @@ class OpenAttempt:
         now_ms = transaction.stamp.recorded_at_ms
         if attempt.lease_token == self._lease_token:
             return Opened(Step.CREATE, record, attempt)
+        if attempt.lease_until_ms > now_ms:
+            # Somebody opens it, or is about to close it at the channel: a page that is being closed is not handed out.
+            return Opened(Step.WAIT, record, attempt)
         if attempt.state == AttemptState.OPEN:
             # The user is sent to it again, so it is no longer one to be closed.
             taken = attempt._replace(superseded_at_ms=None)
             step = Step.READY
-        elif attempt.lease_until_ms > now_ms:
-            return Opened(Step.WAIT, record, attempt)
         else:
             taken = attempt._replace(lease_until_ms=now_ms + self._lease_ms, lease_token=self._lease_token)
             step = Step.RESUME
@@ -189,7 +196,20 @@ class OpenAttempt:
             *stamp,
         )
         transaction.insert_channel_order(row)
+        transaction.put_tasks(self._tasks(record, row, stamp))
         if attempt > 1:
             transaction.supersede_attempts(row.payment_id, attempt, stamp.recorded_at_ms)
         record.attempts[attempt] = row
         return row
+
+    def _tasks(self, record: PaymentRecord, attempt: ChannelOrderRow, stamp: Stamp) -> list[TaskRow]:
+        """What repair comes back to: the new attempt; its payment, which is as new as a first attempt; the older ones.
+
+        Only attempts that are not queued yet: the task of the others is there, or was done.
+        """
+        schedule = self._schedule
+        tasks = [schedule.to_query(attempt, stamp)]
+        if not record.attempts:
+            tasks.append(schedule.to_close(record.payment, stamp))
+        older = [row for row in record.live_attempts() if row.superseded_at_ms is None]
+        return tasks + [schedule.to_end(row, stamp) for row in older]
