@@ -41,6 +41,7 @@ from paycore.channels.protocol import (
 )
 from paycore.domain.clock import Clock
 from paycore.domain.verdicts import PayMethod
+from paycore.failpoint import failpoint
 
 MAX_ANSWER_BYTES = 262_144
 MAX_INT64 = 2**63 - 1
@@ -117,13 +118,13 @@ class SimbankChannel:
             "method": order.method.name.lower(),
             "expire_at_ms": order.expire_at_ms,
         }
-        fields = _known(await self._call("POST", order.account, "/orders", asked))
+        fields = _known(await self._call("create", "POST", order.account, "/orders", asked))
         _expect(fields, "order_no", order.channel_order_no)
         return _created(order.method, fields)
 
     async def query(self, account: str, channel_order_no: str) -> Queried:
         """GET /banks/{account}/orders/{number}."""
-        answer = await self._call("GET", account, f"/orders/{quote(channel_order_no, safe='')}")
+        answer = await self._call("query", "GET", account, f"/orders/{quote(channel_order_no, safe='')}")
         if not answer.exists:
             _expect(answer.fields, "number", channel_order_no)
             return Queried(QueryState.NOT_EXIST)
@@ -136,7 +137,7 @@ class SimbankChannel:
 
     async def close(self, account: str, channel_order_no: str) -> CloseResult:
         """POST /banks/{account}/orders/{number}/close."""
-        answer = await self._call("POST", account, f"/orders/{quote(channel_order_no, safe='')}/close", {})
+        answer = await self._call("close", "POST", account, f"/orders/{quote(channel_order_no, safe='')}/close", {})
         if not answer.exists:
             _expect(answer.fields, "number", channel_order_no)
             return CloseResult.NOT_EXIST
@@ -152,12 +153,12 @@ class SimbankChannel:
             "amount_minor": order.amount_minor,
             "currency": order.currency,
         }
-        return _refunded(order, _known(await self._call("POST", order.account, "/refunds", asked)))
+        return _refunded(order, _known(await self._call("refund", "POST", order.account, "/refunds", asked)))
 
     async def query_refund(self, order: RefundOrder) -> Refunded:
         """GET /banks/{account}/refunds/{number}."""
         path = f"/refunds/{quote(order.channel_refund_no, safe='')}"
-        answer = await self._call("GET", order.account, path)
+        answer = await self._call("query_refund", "GET", order.account, path)
         if not answer.exists:
             _expect(answer.fields, "number", order.channel_refund_no)
             return Refunded(RefundAnswer.NOT_EXIST)
@@ -167,9 +168,13 @@ class SimbankChannel:
         """Let go of connections."""
         await self._http.aclose()
 
-    async def _call(self, method: str, account: str, path: str, asked: Mapping[str, object] | None = None) -> _Answer:
+    async def _call(
+        self, operation: str, method: str, account: str, path: str, asked: Mapping[str, object] | None = None
+    ) -> _Answer:
         body = b"" if asked is None else json.dumps(asked, separators=(",", ":")).encode()
+        failpoint(f"channel.{operation}.before")
         status, content = await self._send(method, account, f"/banks/{quote(account, safe='')}{path}", body)
+        failpoint(f"channel.{operation}.after")
         fields = _json_object(content) if status in {200, 404} else {}
         if status == 404 and fields.get("code") == "NOT_EXIST":
             return _Answer(exists=False, fields=fields)

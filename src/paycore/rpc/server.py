@@ -1,14 +1,13 @@
 """The gRPC server: the service's methods on raw bytes, health and reflection, bound to loopback."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from paycore.failpoint import failpoint
 from paycore.rpc.handling import Context, Handler, handler, raw_handler
 from paycore.rpc.listen import LISTEN_SETTING, TcpAddress, UnixAddress, check_free, taken
 from paycore.rpc.notify import NotifyHandler
@@ -30,14 +29,17 @@ class _InFlight:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def counted(self, answer: Handler) -> Handler:
+    def counted(self, name: str, answer: Handler) -> Handler:
         """Count a handler's calls."""
+        before_answer = f"rpc.{name}.before_answer"
 
         async def handle(data: bytes, context: Context) -> bytes:
             self._count += 1
             self._idle.clear()
             try:
-                return await answer(data, context)
+                answered = await answer(data, context)
+                failpoint(before_answer)
+                return answered
             finally:
                 self._count -= 1
                 if not self._count:
@@ -75,25 +77,21 @@ class RpcServer:
             )
         )
         methods = {
-            "Pay": self._method(payment_service_pb2.PayRequest, payments.pay),
-            "Notify": self._counted(raw_handler(notify.one)),
-            "NotifyBatch": self._counted(raw_handler(notify.batch)),
-            "Query": self._method(payment_service_pb2.QueryRequest, payments.query),
-            "Close": self._method(payment_service_pb2.CloseRequest, payments.close),
+            "Pay": handler(payment_service_pb2.PayRequest, payments.pay),
+            "Notify": raw_handler(notify.one),
+            "NotifyBatch": raw_handler(notify.batch),
+            "Query": handler(payment_service_pb2.QueryRequest, payments.query),
+            "Close": handler(payment_service_pb2.CloseRequest, payments.close),
         }
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        counted = {name: self._counted(name, answer) for name, answer in methods.items()}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, counted),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
-    def _method(
-        self, kind: type[Message], method: Callable[..., Awaitable[Message]]
-    ) -> "grpc.RpcMethodHandler[bytes, bytes]":
-        return self._counted(handler(kind, method))
-
-    def _counted(self, answer: Handler) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    def _counted(self, name: str, answer: Handler) -> "grpc.RpcMethodHandler[bytes, bytes]":
         # No deserialiser and no serialiser: bytes go in and out as they are.
-        return grpc.unary_unary_rpc_method_handler(self._in_flight.counted(answer))
+        return grpc.unary_unary_rpc_method_handler(self._in_flight.counted(name, answer))
 
     def bind(self, address: TcpAddress | UnixAddress) -> TcpAddress | UnixAddress:
         """Take the address; return it with the real port. Raises ListenRefusedError."""
