@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections.abc import Iterator
 
 import pytest
 import structlog
@@ -25,6 +26,16 @@ VALUES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """Leave no logger behind that writes to this test's captured stream."""
+    before, root = structlog.get_config(), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.configure(**before)
+    root.handlers[:], root.level = handlers, level
+
+
 @pytest.mark.parametrize("fields", VALUES)
 def test_secret_in_any_place_is_hidden(fields: dict[str, object]) -> None:
     hidden = hide_secrets(None, "info", {"event": "x", **fields})
@@ -40,15 +51,10 @@ def test_field_that_is_no_secret_stays() -> None:
 def test_line_on_standard_error_holds_the_event_and_no_secret(
     capsys: pytest.CaptureFixture[str], log_format: str
 ) -> None:
-    handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
-    try:
-        configure_logs(log_format, "info")
-        structlog.get_logger().info("hello", secret=SECRET, payment_id=7)
-        structlog.get_logger().debug("not this one")
-        logging.getLogger("grpc").error("from %s", "grpc")
-    finally:
-        structlog.reset_defaults()
-        logging.getLogger().handlers[:], logging.getLogger().level = handlers, level
+    configure_logs(log_format, "info")
+    structlog.get_logger().info("hello", secret=SECRET, payment_id=7)
+    structlog.get_logger().debug("not this one")
+    logging.getLogger("grpc").error("from %s", "grpc")
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == ""
