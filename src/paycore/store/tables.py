@@ -278,6 +278,8 @@ writer = _table(
     Column("started_at_ms", _Int64, nullable=False),
     Column("seen_at_ms", _Int64, nullable=False),
 )
+# Which writers are alive, however many have died.
+Index("ix_writer_seen_at_ms", writer.c.seen_at_ms)
 
 task = _table(
     "task",

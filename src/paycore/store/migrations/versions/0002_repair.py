@@ -60,6 +60,7 @@ def upgrade() -> None:
     _create_queried_paid()
     _create_task()
     _create_housekeeping()
+    op.create_index("ix_writer_seen_at_ms", "writer", ["seen_at_ms"], unique=False)
     _give_tasks()
 
 
