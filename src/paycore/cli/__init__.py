@@ -44,6 +44,7 @@ VERBS = {
     "notify": Verb("notify", "notify"),
     "query": Verb("query", "query"),
     "close": Verb("close", "close"),
+    "run": Verb("run", "run"),
     "simbank": Verb("simbank", "simbank", "SIMBANK_EPILOG"),
     "forwarder": Verb("simbank", "forwarder", "FORWARDER_EPILOG"),
     "bench": Verb("bench", "app"),
