@@ -1,4 +1,4 @@
-"""What an audit can find: each way in which a database, or a channel's books beside it, can break R1 or R2.
+"""What an audit can find: each way in which a database, or a channel's own books beside it, can break R1 or R2.
 
 One break is named once, by the kind nearest to its cause: a kind says which of the others it goes before.
 """
@@ -64,6 +64,37 @@ class AuditKind(StrEnum):
     QUERIED_PAID_UNJUDGED = "queried_paid_unjudged"
     """The channel said that an attempt is paid, and after ``UNJUDGED_GRACE_MS`` no capture of it is on record."""
 
+    BOOK_CAPTURE_UNKNOWN = "book_capture_unknown"
+    """The channel took money that is on record nowhere here, though its word was acknowledged or nobody waits for it."""
+    BOOK_CAPTURE_ABSENT = "book_capture_absent"
+    """A capture is on record here, kept or excess, that the channel's books do not have."""
+    BOOK_CAPTURE_DIFFERS = "book_capture_differs"
+    """A capture has another amount or currency in the channel's books than here."""
+    BOOK_KEPT_REFUNDED = "book_kept_refunded"
+    """The channel has sent back of the kept capture what no merchant asked for: it keeps less than the amount."""
+    BOOK_REFUND_DOUBLED = "book_refund_doubled"
+    """The channel has sent back more of an excess capture than it took."""
+    BOOK_REFUND_UNKNOWN = "book_refund_unknown"
+    """The channel has sent money back under a number that was never issued here."""
+    BOOK_REFUND_DIFFERS = "book_refund_differs"
+    """The channel has sent back another amount, currency or trade than the number stands for here."""
+    BOOK_REFUND_NOT_DONE = "book_refund_not_done"
+    """A refund is on record here as done, and the channel still keeps the money."""
+
+
+class PendingKind(StrEnum):
+    """What is on its way between the channel's books and the database: no break, but to be over soon."""
+
+    CAPTURE_UNTOLD = "capture_untold"
+    """The channel took money and has not told it, or was not acknowledged."""
+    CAPTURE_IN_QUARANTINE = "capture_in_quarantine"
+    """The capture lies in quarantine, open."""
+    REFUND_ON_ITS_WAY = "refund_on_its_way"
+    """An excess capture that the channel still holds, or whose refund has no final word here."""
+
+
+BOOK_GRACE_MS = 3_600_000
+"""How long a capture that was not acknowledged may be unknown here: the recoverer asks at least every half an hour."""
 
 UNJUDGED_GRACE_MS = 600_000
 """How long what a channel said when it was asked may be without a judgement: it is noted before it is judged."""
@@ -73,5 +104,13 @@ class Violation(NamedTuple):
     """One break. details: what differs, by name, as far as it helps whoever looks into it."""
 
     kind: AuditKind
+    payment_id: int
+    details: Mapping[str, str | int | None]
+
+
+class Pending(NamedTuple):
+    """One thing that is on its way. details: as of a ``Violation``."""
+
+    kind: PendingKind
     payment_id: int
     details: Mapping[str, str | int | None]

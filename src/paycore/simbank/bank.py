@@ -205,16 +205,22 @@ class Bank:
 
     # Auditors
 
-    def books(self, banks: Iterable[str], order_no: str | None) -> Json:
-        """Return the books, of one order number or of all."""
+    def books(self, banks: Iterable[str], order_nos: Sequence[str] | None) -> Json:
+        """Return the books, of some order numbers or of all."""
         with self._disk.transaction():
-            return {"banks": {bank: {"orders": self._audited_orders(bank, order_no)} for bank in banks}}
+            return {"banks": {bank: {"orders": self._audited_orders(bank, order_nos)} for bank in banks}}
 
-    def _audited_orders(self, bank: str, order_no: str | None) -> list[Json]:
-        if order_no is None:
+    def books_page(self, bank: str, after: str, limit: int) -> Json:
+        """Return the books of one bank's orders whose numbers follow ``after``, so many in the numbers' order."""
+        with self._disk.transaction():
+            orders = self._disk.orders_after(bank, after, limit)
+            return {"banks": {bank: {"orders": [self._audited(order) for order in orders]}}}
+
+    def _audited_orders(self, bank: str, order_nos: Sequence[str] | None) -> list[Json]:
+        if order_nos is None:
             return [self._audited(order) for order in self._disk.orders(bank)]
-        order = self._disk.order(bank, order_no)
-        return [self._audited(order)] if order else []
+        orders = (self._disk.order(bank, order_no) for order_no in order_nos)
+        return [self._audited(order) for order in orders if order]
 
     def _audited(self, order: Order) -> Json:
         captures = self._disk.captures(order.bank, order.order_no)

@@ -150,6 +150,13 @@ class Disk:
         )
         return [_order(row) for row in rows]
 
+    def orders_after(self, bank: str, after: str, limit: int) -> list[Order]:
+        """Return so many orders of a bank that follow a number, in the order of their numbers."""
+        rows = self._connection.execute(
+            "SELECT * FROM book_order WHERE bank = ? AND order_no > ? ORDER BY order_no LIMIT ?", (bank, after, limit)
+        )
+        return [_order(row) for row in rows]
+
     def put_order(self, order: Order) -> None:
         """Write an order, new or moved on."""
         self._connection.execute("REPLACE INTO book_order VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", order)

@@ -17,15 +17,22 @@ from paycore.simbank.requests import FaultsRequest, HoldRequest, ReleaseRequest,
 from paycore.simbank.sender import Sent
 from paycore.simbank.web import ApiError, limited_body, parsed
 
+MAX_PAGE = 1_000
+
 Body = TypeVar("Body", bound=BaseModel)
 
 
 async def read_books(request: Request) -> Response:
-    """GET /books[?bank=…][&order_no=…]."""
-    office = office_of(request)
-    bank, order_no = request.query_params.get("bank"), request.query_params.get("order_no")
+    """GET /books[?bank=…][&order_no=… …], or a page of one bank's in the order of their numbers: &limit=…[&after=…]."""
+    office, query = office_of(request), request.query_params
+    bank, order_nos = query.get("bank"), query.getlist("order_no")
     banks = office.banks if bank is None else (office.known(bank),)
-    return JSONResponse(await office.desk.do(office.bank.books, banks, order_no))
+    if "limit" in query:
+        limit = query["limit"]
+        if bank is None or not (limit.isascii() and limit.isdecimal() and len(limit) < 5 and 0 < int(limit) <= MAX_PAGE):
+            raise ApiError(400, "INVALID_REQUEST", f"limit: 1 to {MAX_PAGE}, of one bank")
+        return JSONResponse(await office.desk.do(office.bank.books_page, bank, query.get("after", ""), int(limit)))
+    return JSONResponse(await office.desk.do(office.bank.books, banks, order_nos or None))
 
 
 async def plant_faults(request: Request) -> Response:

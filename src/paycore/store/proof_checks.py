@@ -1,0 +1,233 @@
+"""The checks of the audit that a database makes by itself, over one range of payment ids, as SQL that all of them take.
+
+Each returns only what is wrong: payment_id first, then what helps to look into it, by the names of the columns. The
+tables stand for their part of the range, by the letters of ``WITH_RANGE``; every join stays inside it, because all
+that there is about a payment has its id. A check leaves out what a kind nearer to the cause names already
+(``domain.audit``).
+"""
+
+from typing import NamedTuple
+
+from paycore.domain.audit import AuditKind
+
+WITH_RANGE = """
+WITH p AS NOT MATERIALIZED (SELECT * FROM payment WHERE payment_id > :after AND payment_id <= :last),
+  a AS NOT MATERIALIZED (SELECT * FROM channel_order WHERE payment_id > :after AND payment_id <= :last),
+  o AS NOT MATERIALIZED (SELECT * FROM payment_outcome WHERE payment_id > :after AND payment_id <= :last),
+  e AS NOT MATERIALIZED (SELECT * FROM excess_payment WHERE payment_id > :after AND payment_id <= :last),
+  r AS NOT MATERIALIZED (SELECT * FROM refund WHERE payment_id > :after AND payment_id <= :last),
+  t AS NOT MATERIALIZED (SELECT * FROM refund_try WHERE payment_id > :after AND payment_id <= :last),
+  f AS NOT MATERIALIZED (SELECT * FROM refund_result WHERE payment_id > :after AND payment_id <= :last),
+  q AS NOT MATERIALIZED (SELECT * FROM queried_paid WHERE payment_id > :after AND payment_id <= :last)
+"""
+
+# The numbers of ``domain.verdicts``: PAID and CLOSED; REFUNDED, REFUSED and RETURNED_BY_CHANNEL.
+
+
+class Check(NamedTuple):
+    """One statement and what its rows are. Parameters: after (exclusive), last, unjudged_before_ms."""
+
+    kind: AuditKind
+    sql: str
+
+
+CHECKS = (
+    Check(
+        # A scalar subquery is asked row by row, through its index, whatever a planner thinks of the whole table.
+        AuditKind.PAYMENT_WITHOUT_ORDER,
+        """
+SELECT p.payment_id, p.merchant_id, p.merchant_order_no FROM p
+WHERE coalesce((SELECT m.payment_id FROM merchant_order m WHERE m.merchant_id = p.merchant_id
+    AND m.merchant_order_no = p.merchant_order_no), 0) <> p.payment_id
+  AND NOT EXISTS (SELECT 1 FROM merchant_order m WHERE m.merchant_id = p.merchant_id
+    AND m.merchant_order_no = p.merchant_order_no AND NOT EXISTS (SELECT 1 FROM payment n
+      WHERE n.payment_id = m.payment_id AND n.merchant_id = m.merchant_id
+        AND n.merchant_order_no = m.merchant_order_no))
+""",
+    ),
+    Check(
+        AuditKind.ATTEMPT_WITHOUT_PAYMENT,
+        """
+SELECT a.payment_id, a.attempt, a.channel, a.account FROM a
+WHERE NOT EXISTS (SELECT 1 FROM p WHERE p.payment_id = a.payment_id)
+""",
+    ),
+    Check(
+        AuditKind.OUTCOME_WITHOUT_PAYMENT,
+        """
+SELECT o.payment_id, o.state, o.attempt, o.channel_trade_no FROM o
+WHERE NOT EXISTS (SELECT 1 FROM p WHERE p.payment_id = o.payment_id)
+""",
+    ),
+    Check(
+        AuditKind.OUTCOME_INCOHERENT,
+        """
+SELECT o.payment_id, o.state, o.channel_trade_no, o.currency FROM o
+WHERE (o.state = 2 AND o.channel_trade_no = '') OR (o.state = 3 AND (o.channel_trade_no <> '' OR o.currency <> ''))
+""",
+    ),
+    Check(
+        AuditKind.KEPT_ATTEMPT_MISSING,
+        """
+SELECT o.payment_id, o.attempt, o.channel_trade_no FROM o
+WHERE o.state = 2 AND NOT EXISTS (SELECT 1 FROM a WHERE a.payment_id = o.payment_id AND a.attempt = o.attempt)
+  AND EXISTS (SELECT 1 FROM payment n WHERE n.payment_id = o.payment_id)
+""",
+    ),
+    Check(
+        AuditKind.KEPT_TERMS_DIFFER,
+        """
+SELECT o.payment_id, o.attempt, o.channel_trade_no, p.amount_minor AS asked_minor, o.amount_minor AS kept_minor,
+  p.currency AS asked_currency, o.currency AS kept_currency
+FROM o JOIN p ON p.payment_id = o.payment_id
+WHERE o.state = 2 AND (o.amount_minor <> p.amount_minor OR o.currency <> p.currency)
+""",
+    ),
+    Check(
+        AuditKind.KEPT_IS_EXCESS,
+        """
+SELECT e.payment_id, e.attempt, e.channel_trade_no FROM e JOIN o
+  ON o.payment_id = e.payment_id AND o.attempt = e.attempt AND o.channel_trade_no = e.channel_trade_no
+WHERE o.state = 2
+""",
+    ),
+    Check(
+        AuditKind.EXCESS_WITHOUT_PAYMENT,
+        """
+SELECT e.payment_id, e.attempt, e.channel_trade_no FROM e
+WHERE NOT EXISTS (SELECT 1 FROM p WHERE p.payment_id = e.payment_id)
+""",
+    ),
+    Check(
+        AuditKind.EXCESS_ATTEMPT_MISSING,
+        """
+SELECT e.payment_id, e.attempt, e.channel_trade_no FROM e JOIN p ON p.payment_id = e.payment_id
+WHERE NOT EXISTS (SELECT 1 FROM a WHERE a.payment_id = e.payment_id AND a.attempt = e.attempt)
+""",
+    ),
+    Check(
+        AuditKind.REFUND_WITHOUT_TRY,
+        """
+SELECT r.payment_id, r.refund_no FROM r
+WHERE NOT EXISTS (SELECT 1 FROM t WHERE t.payment_id = r.payment_id AND t.refund_no = r.refund_no)
+""",
+    ),
+    Check(
+        AuditKind.TRY_WITHOUT_REFUND,
+        """
+SELECT t.payment_id, t.refund_no, t.seq FROM t
+WHERE NOT EXISTS (SELECT 1 FROM r WHERE r.payment_id = t.payment_id AND r.refund_no = t.refund_no)
+""",
+    ),
+    Check(
+        AuditKind.TRY_NUMBER_WRONG,
+        """
+SELECT t.payment_id, t.refund_no, t.seq, t.channel_refund_no FROM t
+WHERE t.channel_refund_no <> CAST(t.payment_id AS TEXT) || t.refund_no
+  || CASE WHEN t.seq < 10 THEN '0' ELSE '' END || CAST(t.seq AS TEXT)
+""",
+    ),
+    Check(
+        AuditKind.TRY_TOO_EARLY,
+        """
+SELECT t.payment_id, t.refund_no, t.seq FROM t
+WHERE t.seq > 1
+  AND NOT EXISTS (SELECT 1 FROM f WHERE f.payment_id = t.payment_id AND f.refund_no = t.refund_no
+    AND f.seq = t.seq - 1 AND f.result = 5)
+  AND (SELECT count(*) FROM f WHERE f.payment_id = t.payment_id AND f.refund_no = t.refund_no
+    AND f.result IN (4, 6)) < 2
+""",
+    ),
+    Check(
+        AuditKind.TRY_STATE_WRONG,
+        """
+SELECT t.payment_id, t.refund_no, t.seq, t.state, f.result
+FROM t LEFT JOIN f ON f.payment_id = t.payment_id AND f.refund_no = t.refund_no AND f.seq = t.seq
+WHERE f.result <> t.state OR (f.result IS NULL AND t.state IN (4, 5, 6))
+""",
+    ),
+    Check(
+        AuditKind.REFUNDED_TWICE,
+        """
+SELECT f.payment_id, f.refund_no, count(*) AS times FROM f
+WHERE f.result IN (4, 6) GROUP BY f.payment_id, f.refund_no HAVING count(*) > 1
+""",
+    ),
+    Check(
+        AuditKind.RESULT_WITHOUT_TRY,
+        """
+SELECT f.payment_id, f.refund_no, f.seq, f.result FROM f
+WHERE NOT EXISTS (SELECT 1 FROM t WHERE t.payment_id = f.payment_id AND t.refund_no = f.refund_no AND t.seq = f.seq)
+""",
+    ),
+    Check(
+        AuditKind.QUERIED_PAID_UNJUDGED,
+        """
+SELECT q.payment_id, q.attempt, q.recorded_at_ms AS queried_at_ms FROM q
+WHERE q.recorded_at_ms < :unjudged_before_ms
+  AND NOT EXISTS (SELECT 1 FROM o WHERE o.payment_id = q.payment_id AND o.attempt = q.attempt)
+  AND NOT EXISTS (SELECT 1 FROM e WHERE e.payment_id = q.payment_id AND e.attempt = q.attempt)
+  AND NOT EXISTS (SELECT 1 FROM quarantine k WHERE k.payment_id = q.payment_id AND k.attempt = q.attempt)
+""",
+    ),
+)
+
+EXCESS = """
+SELECT e.payment_id, e.attempt, e.channel_trade_no, e.reason, e.amount_minor, e.currency, e.recorded_at_ms,
+  o.state, o.attempt, o.channel_trade_no
+FROM e LEFT JOIN o ON o.payment_id = e.payment_id
+"""
+
+REFUNDS = """
+SELECT r.payment_id, r.refund_no, r.attempt, r.channel_trade_no, r.reason, r.amount_minor, r.currency,
+  r.recorded_at_ms, o.state, o.attempt, o.channel_trade_no, o.amount_minor, o.currency,
+  EXISTS (SELECT 1 FROM f WHERE f.payment_id = r.payment_id AND f.refund_no = r.refund_no AND f.result IN (4, 6)),
+  EXISTS (SELECT 1 FROM f WHERE f.payment_id = r.payment_id AND f.refund_no = r.refund_no AND f.result = 5
+    AND NOT EXISTS (SELECT 1 FROM t WHERE t.payment_id = f.payment_id AND t.refund_no = f.refund_no
+      AND t.seq > f.seq))
+FROM r LEFT JOIN o ON o.payment_id = r.payment_id
+"""
+
+COUNTS = """
+SELECT (SELECT count(*) FROM p), (SELECT count(*) FROM o WHERE o.state = 2),
+  (SELECT count(*) FROM t WHERE t.state = 7)
+"""
+
+NEXT_RANGE = """
+SELECT min(bound) FROM (
+  SELECT * FROM (SELECT payment_id AS bound FROM payment WHERE payment_id > :after
+    ORDER BY payment_id LIMIT 1 OFFSET :rows) AS in_payment
+  UNION ALL SELECT * FROM (SELECT payment_id FROM channel_order WHERE payment_id > :after
+    ORDER BY payment_id LIMIT 1 OFFSET :rows) AS in_channel_order
+  UNION ALL SELECT * FROM (SELECT payment_id FROM payment_outcome WHERE payment_id > :after
+    ORDER BY payment_id LIMIT 1 OFFSET :rows) AS in_payment_outcome
+  UNION ALL SELECT * FROM (SELECT payment_id FROM excess_payment WHERE payment_id > :after
+    ORDER BY payment_id LIMIT 1 OFFSET :rows) AS in_excess_payment
+  UNION ALL SELECT * FROM (SELECT payment_id FROM refund WHERE payment_id > :after
+    ORDER BY payment_id LIMIT 1 OFFSET :rows) AS in_refund
+  UNION ALL SELECT * FROM (SELECT payment_id FROM refund_try WHERE payment_id > :after
+    ORDER BY payment_id LIMIT 1 OFFSET :rows) AS in_refund_try
+  UNION ALL SELECT * FROM (SELECT payment_id FROM refund_result WHERE payment_id > :after
+    ORDER BY payment_id LIMIT 1 OFFSET :rows) AS in_refund_result
+  UNION ALL SELECT * FROM (SELECT payment_id FROM queried_paid WHERE payment_id > :after
+    ORDER BY payment_id LIMIT 1 OFFSET :rows) AS in_queried_paid
+) AS bounds
+"""
+
+# Merchant orders have another key and are read in its order, so many at a time.
+WRONG_ORDERS = """
+SELECT m.payment_id, m.merchant_id, m.merchant_order_no FROM (
+  SELECT merchant_id, merchant_order_no, payment_id FROM merchant_order
+  WHERE (merchant_id, merchant_order_no) > (:merchant_id, :merchant_order_no)
+  ORDER BY merchant_id, merchant_order_no LIMIT :rows) AS m
+WHERE coalesce((SELECT 1 FROM payment n WHERE n.payment_id = m.payment_id AND n.merchant_id = m.merchant_id
+  AND n.merchant_order_no = m.merchant_order_no), 0) = 0
+"""
+
+LAST_ORDER = """
+SELECT merchant_id, merchant_order_no FROM merchant_order
+WHERE (merchant_id, merchant_order_no) > (:merchant_id, :merchant_order_no)
+ORDER BY merchant_id, merchant_order_no LIMIT 1 OFFSET :rows
+"""
+
+QUARANTINE = "SELECT count(*), min(first_seen_at_ms) FROM quarantine WHERE is_open = 1"
