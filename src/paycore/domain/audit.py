@@ -65,7 +65,7 @@ class AuditKind(StrEnum):
     """The channel said that an attempt is paid, and after ``UNJUDGED_GRACE_MS`` no capture of it is on record."""
 
     BOOK_CAPTURE_UNKNOWN = "book_capture_unknown"
-    """The channel took money that is on record nowhere here, though its word was acknowledged or nobody waits for it."""
+    """The channel took money that is on record nowhere here, though it was told, or nobody waits for it any more."""
     BOOK_CAPTURE_ABSENT = "book_capture_absent"
     """A capture is on record here, kept or excess, that the channel's books do not have."""
     BOOK_CAPTURE_DIFFERS = "book_capture_differs"

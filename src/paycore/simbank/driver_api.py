@@ -29,7 +29,9 @@ async def read_books(request: Request) -> Response:
     banks = office.banks if bank is None else (office.known(bank),)
     if "limit" in query:
         limit = query["limit"]
-        if bank is None or not (limit.isascii() and limit.isdecimal() and len(limit) < 5 and 0 < int(limit) <= MAX_PAGE):
+        if bank is None or not (
+            limit.isascii() and limit.isdecimal() and len(limit) < 5 and 0 < int(limit) <= MAX_PAGE
+        ):
             raise ApiError(400, "INVALID_REQUEST", f"limit: 1 to {MAX_PAGE}, of one bank")
         return JSONResponse(await office.desk.do(office.bank.books_page, bank, query.get("after", ""), int(limit)))
     return JSONResponse(await office.desk.do(office.bank.books, banks, order_nos or None))
