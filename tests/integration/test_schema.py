@@ -46,6 +46,7 @@ KEYS = {
     "sweep_pending": ["payment_id"],
     "lease": ["job", "slice"],
     "sweep_mark": ["sweep", "writer_no"],
+    "quarantine_mark": ["rung"],
     "writer": ["writer_no"],
 }
 
@@ -75,6 +76,7 @@ NAMED_BY_THE_DESIGN = {
     "sweep_pending": set(),
     "lease": {"lease_until_ms", "lease_token"},
     "sweep_mark": {"group_no"},
+    "quarantine_mark": {"first_seen_at_ms", "quarantine_id"},
     "writer": set(),
 }
 
@@ -124,7 +126,7 @@ def test_schema_has_every_table_key_and_column_that_the_design_names(db_path: Pa
 
 def test_keys_start_with_the_payment_and_no_table_has_a_foreign_key(db_path: Path) -> None:
     for name, key in KEYS.items():
-        if name not in {"merchant_order", "quarantine", "writer", "lease", "sweep_mark"}:
+        if name not in {"merchant_order", "quarantine", "quarantine_mark", "writer", "lease", "sweep_mark"}:
             assert key[0] == "payment_id"
         assert execute(db_path, f"PRAGMA foreign_key_list({name})") == []
         assert not TABLES[name].foreign_keys

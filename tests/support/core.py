@@ -355,7 +355,8 @@ class Core:
         return int(self.metrics.registry.get_sample_value(name, labels) or 0)
 
 
-_CHANGING = {"channel_order", "refund_try", "quarantine", "task", "lease", "sweep_mark", "sweep_pending"}
+_CONVERSATIONS = {"channel_order", "refund_try", "quarantine", "task"}
+_CHANGING = {*_CONVERSATIONS, "lease", "sweep_mark", "sweep_pending", "quarantine_mark"}
 """The tables whose rows change after their insert (design of the facts: ``store.tables``)."""
 
 

@@ -3,7 +3,7 @@
 Facts are inserted once and never updated or deleted; their primary key is the arbiter between
 threads, processes and machines. Only ``channel_order`` and ``refund_try`` (conversations with a channel),
 ``quarantine`` (arrivals, resolutions), ``task`` and ``sweep_pending`` (what repair comes back to) and the housekeeping
-tables (``writer``, ``lease``, ``sweep_mark``) change after their insert.
+tables (``writer``, ``lease``, ``sweep_mark``, ``quarantine_mark``) change after their insert.
 
 Every key but those of ``merchant_order``, ``quarantine`` and housekeeping starts with payment_id, so that a
 sharded engine can distribute by it; for the same reason there are no foreign keys. Each fact says when it was recorded
@@ -269,6 +269,16 @@ Index(
     quarantine.c.first_seen_at_ms,
     sqlite_where=QUARANTINE_OPEN,
     postgresql_where=QUARANTINE_OPEN,
+)
+
+quarantine_mark = _table(
+    # How far open evidence of one age has been judged again: all up to (first_seen_at_ms, quarantine_id).
+    "quarantine_mark",
+    Column("rung", _Code, primary_key=True, autoincrement=False),
+    Column("first_seen_at_ms", _Int64, nullable=False),
+    Column("quarantine_id", _Text, nullable=False),
+    # When this round began, where all open evidence is looked over in rounds; else 0.
+    Column("round_at_ms", _Int64, nullable=False),
 )
 
 writer = _table(

@@ -178,6 +178,16 @@ def _create_housekeeping() -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
+        "quarantine_mark",
+        sa.Column("rung", _CODE, autoincrement=False, nullable=False),
+        sa.Column("first_seen_at_ms", _INT64, nullable=False),
+        sa.Column("quarantine_id", _TEXT, nullable=False),
+        sa.Column("round_at_ms", _INT64, nullable=False),
+        sa.PrimaryKeyConstraint("rung", name=op.f("pk_quarantine_mark")),
+        sqlite_strict=True,
+        sqlite_with_rowid=True,
+    )
+    op.create_table(
         "sweep_pending",
         sa.Column("payment_id", _INT64, autoincrement=False, nullable=False),
         sa.Column("slice", _CODE, nullable=False),
