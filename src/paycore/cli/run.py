@@ -60,7 +60,8 @@ def _known(job: str) -> JobName:
 async def _watched(settings: Settings, name: JobName) -> Pass:
     """Make the passes with a bar on standard error, where that is a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(name, total=None)
         return await run_once(
             settings, name, lambda looked_at, known: progress.update(bar, completed=looked_at, total=known)
