@@ -589,3 +589,92 @@ async def test_log_of_refused_and_accepted_requests_shows_no_secret(bank: Runnin
     assert "request_refused" in log
     assert not [secret for secret in SECRETS.values() if secret in log]
     assert SECRETS["bank_a"] not in repr(vars(channel))
+
+
+# Refunds that end in other ways
+
+
+async def test_fault_refund_closed_ends_a_number_without_money_and_the_next_one_refunds(
+    channel: SimbankChannel, driver: Driver, order_no: str
+) -> None:
+    trade_no = await paid_order(channel, driver, order_no)
+    driver.plant(order_no=order_no, refund_closed={"value": True, "times": 1})
+    first, second = (a_refund(f"{order_no}X{n}", order_no, trade_no) for n in (1, 2))
+    for answer in [await channel.refund(first), await channel.query_refund(first), await channel.refund(first)]:
+        assert (answer.answer, answer.code) == (RefundAnswer.NEEDS_NEW_NUMBER, "CLOSED")
+    assert driver.order(order_no)["kept_minor"] == 1234
+    assert await channel.refund(second) == Refunded(RefundAnswer.REFUNDED)
+    assert driver.order(order_no)["kept_minor"] == 0
+
+
+async def test_capture_that_the_bank_returns_is_told_and_refunded_no_more(
+    channel: SimbankChannel, driver: Driver, order_no: str
+) -> None:
+    trade_no = await paid_order(channel, driver, order_no)
+    first, second = (a_refund(f"{order_no}X{n}", order_no, trade_no) for n in (1, 2))
+    assert driver.give_back(order_no, trade_no)["result"] == "RETURNED"
+    assert await channel.query_refund(first) == Refunded(RefundAnswer.RETURNED)
+    refused = await channel.refund(first)
+    assert (refused.answer, refused.code) == (RefundAnswer.REFUSED, "OVER_CAPTURED")
+    for order in (first, second):
+        assert await channel.query_refund(order) == Refunded(RefundAnswer.RETURNED)
+    books = driver.order(order_no)
+    assert (books["kept_minor"], books["captures"][0]["refunded_minor"]) == (0, 1234)
+    assert sorted(one["result"] for one in books["refunds"]) == ["REFUSED", "RETURNED"]
+
+
+async def test_capture_that_was_refunded_is_not_returned_too(
+    channel: SimbankChannel, driver: Driver, order_no: str
+) -> None:
+    order = a_refund(f"{order_no}X1", order_no, await paid_order(channel, driver, order_no))
+    await channel.refund(order)
+    for trade_no in (order.channel_trade_no, "BANK_A-999999999999"):
+        asked = {"bank": "bank_a", "order_no": order_no, "trade_no": trade_no}
+        assert driver.http.post("/returns", json=asked).status_code == 409
+    assert await channel.query_refund(order) == Refunded(RefundAnswer.REFUNDED)
+    assert len(driver.order(order_no)["refunds"]) == 1
+
+
+async def test_return_of_one_capture_says_nothing_about_the_other(
+    channel: SimbankChannel, driver: Driver, order_no: str
+) -> None:
+    driver.plant(order_no=order_no, pay_twice_on_page=True)
+    await paid_order(channel, driver, order_no)
+    first, second = (one["trade_no"] for one in driver.order(order_no)["captures"])
+    driver.give_back(order_no, first)
+    other = a_refund(f"{order_no}X1", order_no, second)
+    assert await channel.query_refund(other) == Refunded(RefundAnswer.NOT_EXIST)
+    assert await channel.refund(other) == Refunded(RefundAnswer.REFUNDED)
+
+
+async def test_query_of_a_refund_with_an_odd_trade_number_is_signed_as_it_is_sent(
+    channel: SimbankChannel, driver: Driver, order_no: str
+) -> None:
+    await paid_order(channel, driver, order_no)
+    odd = "".join(map(chr, range(0x21, 0x61)))
+    assert await channel.query_refund(a_refund(f"{order_no}X1", order_no, odd)) == Refunded(RefundAnswer.NOT_EXIST)
+
+
+async def test_fault_for_everything_holds_for_all_orders_and_is_counted(
+    channel: SimbankChannel, driver: Driver, order_no: str
+) -> None:
+    trade_no = await paid_order(channel, driver, order_no)
+    before = driver.asked("bank_a")
+    everything = dict.fromkeys(OPERATIONS, True)
+    driver.plant_everywhere(error_500=everything)
+    try:
+        refund = a_refund(f"{order_no}X1", order_no, trade_no)
+        for _ in range(2):
+            with pytest.raises(ChannelUnknownError):
+                await channel.query_refund(refund)
+        with pytest.raises(ChannelUnknownError):
+            await channel.query("bank_a", order_no)
+    finally:
+        driver.plant_everywhere()
+    asked = driver.asked("bank_a")
+    assert {what: asked[what] - before[what] for what in ("query_refund", "query", "refund")} == {
+        "query_refund": 2,
+        "query": 1,
+        "refund": 0,
+    }
+    assert (await channel.query("bank_a", order_no)).state is QueryState.PAID

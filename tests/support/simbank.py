@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -186,6 +187,21 @@ class Driver:
         match = {"order_no": order_no} if order_no else {"subject": subject}
         answer = self.http.put("/faults", json={"bank": bank, "match": match, "faults": faults})
         assert answer.status_code == 200, answer.text
+
+    def plant_everywhere(self, bank: str = "bank_a", **faults: Any) -> None:
+        """Plant faults for all that the bank is asked; none take back what stood."""
+        answer = self.http.put("/faults", json={"bank": bank, "match": {"everything": True}, "faults": faults})
+        assert answer.status_code == 200, answer.text
+
+    def give_back(self, order_no: str, trade_no: str, bank: str = "bank_a") -> dict[str, Any]:
+        """The bank returns a capture by itself."""
+        answer = self.http.post("/returns", json={"bank": bank, "order_no": order_no, "trade_no": trade_no})
+        assert answer.status_code == 200, answer.text
+        return self._json(answer)
+
+    def asked(self, bank: str = "bank_a") -> Counter[str]:
+        """How often the bank was asked for each operation since its process began."""
+        return Counter(self._json(self.http.get("/requests"))["banks"][bank])
 
     def order(self, order_no: str, bank: str = "bank_a") -> dict[str, Any]:
         orders = self._json(self.http.get("/books", params={"bank": bank, "order_no": order_no}))

@@ -168,7 +168,12 @@ class Channel(Protocol):
         ...
 
     async def query_refund(self, order: RefundOrder) -> Refunded:
-        """Ask how a refund stands."""
+        """Ask how a refund stands, and whether its capture went back without it.
+
+        RETURNED: no refund of this number moved money, nor will one, and the channel or its network sent that capture
+        back by itself, all of it. That is not tied to our number: an adapter whose channel does not tell it with the
+        refund asks for the order as well.
+        """
         ...
 
     async def aclose(self) -> None:

@@ -6,8 +6,10 @@ What it relies on (source: docs/channels.md, "simbank"):
 * Every operation may be repeated under its number: the same content gets the same answer and moves no money twice.
 * A business answer is a 200 that repeats the number it is about. A number that the bank does not know is a 404 with
   the code NOT_EXIST, which also repeats it. No other status says anything about money.
-* CLOSED, FAILED (query), REFUSED (create, refund) and REFUNDED are final; NOT_PAID, IN_PROGRESS and ACCEPTED are
-  not. An expired order stays NOT_PAID, and payable until the bank is told to close it.
+* CLOSED, FAILED (query), REFUSED (create, refund), CLOSED (refund: another number may be sent), REFUNDED and RETURNED
+  are final; NOT_PAID, IN_PROGRESS and ACCEPTED are not. RETURNED answers a query of a refund alone: no refund of this
+  number moved money, and the bank has sent the capture that was named back by itself.
+* An expired order stays NOT_PAID, and payable until the bank is told to close it.
 * Captures may be told in any state. A close of a paid order is answered ALREADY_PAID.
 
 Whatever is not exactly such an answer (no answer in time, another status, a missing field, a wrong type, another
@@ -22,7 +24,7 @@ import re
 import secrets as random_secrets
 from collections.abc import Mapping
 from typing import NamedTuple, NoReturn, Protocol, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
 
@@ -60,7 +62,18 @@ _CREATE_RESULTS = {
 }
 _QUERY_STATES = {state.name: state for state in QueryState if state is not QueryState.NOT_EXIST}
 _CLOSE_RESULTS = {result.name: result for result in CloseResult if result is not CloseResult.NOT_EXIST}
-_REFUND_ANSWERS = {answer.name: answer for answer in RefundAnswer if answer is not RefundAnswer.NOT_EXIST}
+_REFUND_ANSWERS = {
+    "REFUNDED": RefundAnswer.REFUNDED,
+    "ACCEPTED": RefundAnswer.ACCEPTED,
+    "REFUSED": RefundAnswer.REFUSED,
+    "CLOSED": RefundAnswer.NEEDS_NEW_NUMBER,
+}
+_REFUND_QUERY_ANSWERS = _REFUND_ANSWERS | {"RETURNED": RefundAnswer.RETURNED}
+
+_UNMOVED_MESSAGES = {
+    RefundAnswer.REFUSED: "the bank refused the refund",
+    RefundAnswer.NEEDS_NEW_NUMBER: "the bank closed the refund, which needs a new number",
+}
 
 Word = TypeVar("Word")
 
@@ -153,16 +166,18 @@ class SimbankChannel:
             "amount_minor": order.amount_minor,
             "currency": order.currency,
         }
-        return _refunded(order, _known(await self._call("refund", "POST", order.account, "/refunds", asked)))
+        answer = await self._call("refund", "POST", order.account, "/refunds", asked)
+        return _refunded(order, _known(answer), _REFUND_ANSWERS)
 
     async def query_refund(self, order: RefundOrder) -> Refunded:
-        """GET /banks/{account}/refunds/{number}."""
-        path = f"/refunds/{quote(order.channel_refund_no, safe='')}"
+        """GET /banks/{account}/refunds/{number}?order_no=…&trade_no=…."""
+        capture = urlencode({"order_no": order.channel_order_no, "trade_no": order.channel_trade_no})
+        path = f"/refunds/{quote(order.channel_refund_no, safe='')}?{capture}"
         answer = await self._call("query_refund", "GET", order.account, path)
         if not answer.exists:
             _expect(answer.fields, "number", order.channel_refund_no)
             return Refunded(RefundAnswer.NOT_EXIST)
-        return _refunded(order, answer.fields)
+        return _refunded(order, answer.fields, _REFUND_QUERY_ANSWERS)
 
     async def aclose(self) -> None:
         """Let go of connections."""
@@ -331,13 +346,13 @@ def _url(fields: Mapping[str, object], name: str) -> str:
     return url
 
 
-def _refunded(order: RefundOrder, fields: Mapping[str, object]) -> Refunded:
+def _refunded(order: RefundOrder, fields: Mapping[str, object], answers: Mapping[str, RefundAnswer]) -> Refunded:
     _expect(fields, "refund_no", order.channel_refund_no)
     _expect(fields, "order_no", order.channel_order_no)
     _expect(fields, "trade_no", order.channel_trade_no)
     _expect(fields, "amount_minor", order.amount_minor)
     _expect(fields, "currency", order.currency)
-    answer = _word(fields, "result", _REFUND_ANSWERS)
-    if answer is RefundAnswer.REFUSED:
-        return Refunded(answer, code=_refusal_code(fields), message="the bank refused the refund")
+    answer = _word(fields, "result", answers)
+    if answer in (RefundAnswer.REFUSED, RefundAnswer.NEEDS_NEW_NUMBER):
+        return Refunded(answer, code=_refusal_code(fields), message=_UNMOVED_MESSAGES[answer])
     return Refunded(answer)

@@ -152,11 +152,32 @@ class Bank:
         self._disk.count_down(box)
         return refund
 
-    def query_refund(self, bank: str, refund_no: str) -> Json | None:
-        """Tell how a refund stands; None when it does not exist."""
+    def query_refund(self, bank: str, refund_no: str, order_no: str = "", trade_no: str = "") -> Json | None:
+        """Tell how a refund stands; None when it does not exist.
+
+        order_no and trade_no: the capture that it is about. Where no refund of this number moved money and the bank
+        sent that capture back by itself, the answer is RETURNED.
+        """
         with self._disk.transaction():
             refund = self._disk.refund(bank, refund_no)
+            if refund is None or refund.state in books.UNMOVED:
+                of_order = self._disk.refunds(bank, order_no) if trade_no else []
+                returned = [one for one in of_order if (one.trade_no, one.state) == (trade_no, RefundState.RETURNED)]
+                refund = returned[0]._replace(refund_no=refund_no) if returned else refund
         return refund_json(refund) if refund else None
+
+    def return_capture(self, bank: str, order_no: str, trade_no: str) -> Json:
+        """Send a capture back without being asked, as a card network does. Raises ConflictError."""
+        with self._disk.transaction():
+            captures, refunds = self._disk.captures(bank, order_no), self._disk.refunds(bank, order_no)
+            capture = next((one for one in captures if one.trade_no == trade_no), None)
+            if capture is None:
+                raise ConflictError(f"order {order_no} has no capture {trade_no}")
+            if books.reserved_minor(trade_no, refunds):
+                raise ConflictError(f"capture {trade_no} went back, or is about to")
+            returned = books.return_of(capture, self._clock.now_ms())
+            self._disk.put_refund(returned)
+        return refund_json(returned)
 
     # The user
 

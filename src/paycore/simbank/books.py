@@ -22,11 +22,24 @@ class OrderState(StrEnum):
 
 
 class RefundState(StrEnum):
-    """How a refund stands. ACCEPTED: reserved, the money has not moved."""
+    """How a refund stands.
+
+    ACCEPTED: reserved, the money has not moved. CLOSED: ended without money, another number may be sent (as WeChat Pay
+    does). RETURNED: no merchant asked for it, the bank sent the capture back by itself.
+    """
 
     ACCEPTED = "ACCEPTED"
     REFUNDED = "REFUNDED"
     REFUSED = "REFUSED"
+    CLOSED = "CLOSED"
+    RETURNED = "RETURNED"
+
+
+UNMOVED = frozenset({RefundState.REFUSED, RefundState.CLOSED})
+"""Ends in which no money moved."""
+
+MOVED = frozenset({RefundState.REFUNDED, RefundState.RETURNED})
+"""Ends in which the user has the money."""
 
 
 class Order(NamedTuple):
@@ -170,6 +183,8 @@ def open_refund(
     )
     if refusal := box.take("refuse.refund"):
         return refund._replace(state=RefundState.REFUSED, code=_code(refusal))
+    if box.take("refund_closed"):
+        return refund._replace(state=RefundState.CLOSED, code="CLOSED")
     if code := _why_not_refundable(asked, captures, refunds):
         return refund._replace(state=RefundState.REFUSED, code=code)
     if later := box.take_later("refund_accepted_only"):
@@ -177,6 +192,23 @@ def open_refund(
             state=RefundState.ACCEPTED, settle_at_ms=now_ms + later.delay_ms, settle_succeeds=int(later.succeeds)
         )
     return refund
+
+
+def return_of(capture: Capture, now_ms: int) -> Refund:
+    """Return the entry of a capture that the bank sends back by itself, all of it."""
+    return Refund(
+        capture.bank,
+        f"RETURN-{capture.trade_no}",
+        capture.order_no,
+        capture.trade_no,
+        capture.amount_minor,
+        capture.currency,
+        now_ms,
+        RefundState.RETURNED,
+        "",
+        None,
+        None,
+    )
 
 
 def _why_not_refundable(asked: RefundRequest, captures: Sequence[Capture], refunds: Iterable[Refund]) -> str:
@@ -192,12 +224,12 @@ def _why_not_refundable(asked: RefundRequest, captures: Sequence[Capture], refun
 
 def reserved_minor(trade_no: str, refunds: Iterable[Refund]) -> int:
     """Return what has gone back of a capture, with what is about to."""
-    return sum(one.amount_minor for one in refunds if one.trade_no == trade_no and one.state != RefundState.REFUSED)
+    return sum(one.amount_minor for one in refunds if one.trade_no == trade_no and one.state not in UNMOVED)
 
 
 def refunded_minor(trade_no: str, refunds: Iterable[Refund]) -> int:
     """Return what has gone back of a capture."""
-    return sum(one.amount_minor for one in refunds if one.trade_no == trade_no and one.state == RefundState.REFUNDED)
+    return sum(one.amount_minor for one in refunds if one.trade_no == trade_no and one.state in MOVED)
 
 
 def kept_minor(captures: Iterable[Capture], refunds: Sequence[Refund]) -> int:

@@ -286,8 +286,9 @@ class Disk:
         """Return the faults that hold for an order. Hand it to ``count_down`` in the same transaction."""
         rows = self._connection.execute(
             "SELECT * FROM planted_fault WHERE bank = ? AND order_no = ?"
-            " UNION ALL SELECT * FROM planted_fault WHERE bank = ? AND subject = ?",
-            (bank, order_no, bank, subject),
+            " UNION ALL SELECT * FROM planted_fault WHERE bank = ? AND subject = ?"
+            " UNION ALL SELECT * FROM planted_fault WHERE bank = ? AND order_no IS NULL AND subject IS NULL",
+            (bank, order_no, bank, subject, bank),
         )
         return FaultBox([_planted(row) for row in rows], order_no, subject, once)
 

@@ -11,9 +11,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from paycore.simbank.bank import ConflictError
 from paycore.simbank.faults import FaultError, parse
 from paycore.simbank.office import office_of
-from paycore.simbank.requests import FaultsRequest, HoldRequest, ReleaseRequest, ResendRequest
+from paycore.simbank.requests import FaultsRequest, HoldRequest, ReleaseRequest, ResendRequest, ReturnRequest
 from paycore.simbank.sender import Sent
 from paycore.simbank.web import ApiError, limited_body, parsed
 
@@ -41,8 +42,8 @@ async def plant_faults(request: Request) -> Response:
     """PUT /faults."""
     office, asked = office_of(request), await _asked(request, FaultsRequest)
     bank, match = office.known(asked.bank), asked.match
-    if (match.order_no is None) == (match.subject is None):
-        raise ApiError(400, "INVALID_REQUEST", "match: exactly one of order_no and subject")
+    if sum(given is not None for given in (match.order_no, match.subject, match.everything)) != 1:
+        raise ApiError(400, "INVALID_REQUEST", "match: exactly one of order_no, subject and everything")
     try:
         faults = parse(asked.faults)
     except FaultError as error:
@@ -62,6 +63,24 @@ async def list_faults(request: Request) -> Response:
     bank = office.known(request.query_params.get("bank", ""))
     planted = await office.desk.do(office.disk.planted, bank)
     return JSONResponse({"faults": [one._asdict() for one in planted]})
+
+
+async def count_requests(request: Request) -> Response:
+    """GET /requests."""
+    office = office_of(request)
+    asked = {bank: {what: count for (of, what), count in office.asked.items() if of == bank} for bank in office.banks}
+    return JSONResponse({"banks": asked})
+
+
+async def return_capture(request: Request) -> Response:
+    """POST /returns."""
+    office, asked = office_of(request), await _asked(request, ReturnRequest)
+    bank = office.known(asked.bank)
+    try:
+        returned = await office.desk.do(office.bank.return_capture, bank, asked.order_no, asked.trade_no)
+    except ConflictError as error:
+        raise ApiError(409, "CONFLICT", str(error)) from None
+    return JSONResponse(returned)
 
 
 async def hold(request: Request) -> Response:
@@ -99,6 +118,8 @@ ROUTES = [
     Route("/books", read_books, methods=["GET"]),
     Route("/faults", plant_faults, methods=["PUT"]),
     Route("/faults", list_faults, methods=["GET"]),
+    Route("/requests", count_requests, methods=["GET"]),
+    Route("/returns", return_capture, methods=["POST"]),
     Route("/notifications/hold", hold, methods=["POST"]),
     Route("/notifications/release", release, methods=["POST"]),
     Route("/notifications/resend", resend, methods=["POST"]),

@@ -1,6 +1,7 @@
 """What can be made to go wrong at a bank, for orders named beforehand. Pure: no disk, no HTTP.
 
-A fault is planted for one order number or for all orders of a subject, since the number is not known before Pay.
+A fault is planted for one order number, for all orders of a subject, since the number is not known before Pay, or for
+all that a bank is asked.
 Its value is plain, or ``{"value": …, "times": n}`` for the next n occasions only. Faults of an operation are
 objects keyed by operation: ``{"error_500": {"create": {"value": true, "times": 1}}}``.
 """
@@ -22,7 +23,10 @@ class FaultError(ValueError):
 
 
 class Planted(NamedTuple):
-    """One planted fault. ``times_left``: None for ever. ``name`` is ``fault`` or ``fault.operation``."""
+    """One planted fault. ``times_left``: None for ever. ``name`` is ``fault`` or ``fault.operation``.
+
+    With neither order_no nor subject it holds for everything.
+    """
 
     planted_id: int
     bank: str
@@ -86,6 +90,7 @@ ORDER_FAULTS: Mapping[str, _Rule] = {
     "notify_held": _TRUE,
     "charge_accepted_only": _LATER,
     "refund_accepted_only": _LATER,
+    "refund_closed": _TRUE,
 }
 """Faults of an order: name -> (check, the rule in words)."""
 
@@ -139,13 +144,16 @@ def _fault(name: str, asked: object, rule: _Rule) -> Fault:
 class FaultBox:
     """The faults that hold for one order during one occasion. What is taken is counted, for the disk to count down.
 
-    A fault for the order's number wins over one for its subject, and one given for this occasion over both.
+    A fault for the order's number wins over one for its subject, that over one for everything, and one given for this
+    occasion over all.
     """
 
     def __init__(self, planted: Iterable[Planted], order_no: str, subject: str | None, once: Iterable[Fault]) -> None:
-        by_subject = [one for one in planted if one.order_no is None and one.subject == subject]
+        planted = list(planted)
+        for_all = [one for one in planted if one.order_no is None and one.subject is None]
+        by_subject = [one for one in planted if subject is not None and one.subject == subject]
         by_number = [one for one in planted if one.order_no == order_no]
-        self._planted = {one.name: one for one in by_subject + by_number if one.times_left != 0}
+        self._planted = {one.name: one for one in for_all + by_subject + by_number if one.times_left != 0}
         self._once = {fault.name: fault.value for fault in once}
         self.used: list[Planted] = []
 

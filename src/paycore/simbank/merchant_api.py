@@ -71,15 +71,17 @@ async def create_refund(request: Request) -> Response:
 
 
 async def query_refund(request: Request) -> Response:
-    """GET /banks/{bank}/refunds/{refund_no}."""
+    """GET /banks/{bank}/refunds/{refund_no}[?order_no=…&trade_no=…]."""
     office, bank, _ = await _signed(request)
     refund_no = request.path_params["refund_no"]
+    order_no, trade_no = request.query_params.get("order_no", ""), request.query_params.get("trade_no", "")
 
     async def do() -> Json | None:
-        return await office.desk.do(office.bank.query_refund, bank, refund_no)
+        return await office.desk.do(office.bank.query_refund, bank, refund_no, order_no, trade_no)
 
-    refund = await office.desk.do(office.bank.query_refund, bank, refund_no)
-    order_no = str(refund["order_no"]) if refund else ""
+    if not order_no:
+        refund = await office.desk.do(office.bank.query_refund, bank, refund_no)
+        order_no = str(refund["order_no"]) if refund else ""
     return await _perform(request, "query_refund", order_no, None, do)
 
 
@@ -105,6 +107,7 @@ async def _perform(
 ) -> Response:
     """Do one operation as the faults of its order have it."""
     office, bank = office_of(request), request.path_params["bank"]
+    office.asked[bank, operation] += 1
     before = await office.desk.do(office.bank.before, operation, bank, order_no, subject)
     if before.hang or before.error:
         return await _misbehave(request, before)

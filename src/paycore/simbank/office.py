@@ -1,7 +1,8 @@
 """What the HTTP handlers of one bank process share."""
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
@@ -15,7 +16,10 @@ from paycore.simbank.web import ApiError
 
 @dataclass(frozen=True)
 class Office:
-    """One bank process. stopping: whether the process is on its way out; banks: their names, in order."""
+    """One bank process. stopping: whether the process is on its way out; banks: their names, in order.
+
+    asked: how often each bank was asked for each operation since the process began, whatever it answered.
+    """
 
     banks: tuple[str, ...]
     bank: Bank
@@ -24,6 +28,7 @@ class Office:
     sender: Sender
     verifier: Verifier
     stopping: Callable[[], bool]
+    asked: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def known(self, bank: str) -> str:
         """Return the bank's name. Raises ApiError when there is no such bank."""

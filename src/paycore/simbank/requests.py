@@ -56,10 +56,11 @@ class RefundRequest(_Body):
 
 
 class FaultMatch(_Body):
-    """Which orders a fault is for: one number, or all of one subject."""
+    """What a fault is for: one order number, all orders of one subject, or everything that the bank is asked."""
 
     order_no: OrderNo | None = None
     subject: str | None = None
+    everything: Literal[True] | None = None
 
 
 class FaultsRequest(_Body):
@@ -74,6 +75,14 @@ class UserPayment(_Body):
     """The JSON body of a driver's POST to a pay page. ``faults`` hold for this payment only."""
 
     faults: dict[str, object] = {}
+
+
+class ReturnRequest(_Body):
+    """POST /returns: the bank sends a capture back by itself."""
+
+    bank: BankName
+    order_no: OrderNo
+    trade_no: TradeNo
 
 
 class HoldRequest(_Body):

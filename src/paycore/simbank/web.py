@@ -29,9 +29,11 @@ def error_answer(_request: Request, error: Exception) -> Response:
 
 
 def target_of(request: Request) -> str:
-    """Return what a signature covers of the request line: method and path, as they came."""
+    """Return what a signature covers of the request line: method, path and query, as they came."""
     raw_path: bytes = request.scope["raw_path"]
-    return f"{request.method} {raw_path.decode('ascii', 'replace')}"
+    query: bytes = request.scope["query_string"]
+    target = raw_path + b"?" + query if query else raw_path
+    return f"{request.method} {target.decode('ascii', 'replace')}"
 
 
 async def limited_body(request: Request) -> bytes:
