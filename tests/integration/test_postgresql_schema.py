@@ -21,7 +21,7 @@ from paycore.store.schema import migrate, newest_version, open_store
 from tests.support.postgres import OwnServer, connected, empty_postgres, fresh_postgres, own_server
 from tests.support.racers import REPOSITORY
 
-NOT_SHARDED = {"merchant_order", "quarantine", "writer", "lease", "sweep_mark"}
+NOT_SHARDED = {"merchant_order", "quarantine", "quarantine_mark", "writer", "lease", "sweep_mark"}
 """What no payment's number can lead: Pay's own key, evidence that may name none of ours, and housekeeping."""
 
 CATALOGUE = [
