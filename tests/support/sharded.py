@@ -15,7 +15,7 @@ from tests.support.postgres import connected, empty_tables, fresh_postgres
 SPREAD_BY = {
     table.name: table.primary_key.columns.keys()[0]
     for table in tables.METADATA.sorted_tables
-    if table not in (tables.writer, tables.lease, tables.sweep_mark)
+    if table not in (tables.writer, tables.lease, tables.sweep_mark, tables.quarantine_mark)
 }
 """Table -> the column that it is spread by. The tables of housekeeping are one for all."""
 
