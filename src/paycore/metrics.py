@@ -1,4 +1,4 @@
-"""What paycore tells Prometheus. A leaf: it knows prometheus-client and nothing of ours.
+"""What paycore tells Prometheus. A leaf: it knows prometheus-client, and of ours only what can be counted.
 
 Everything on the notify path is counted once a group of notifications, never once a call.
 
@@ -13,10 +13,12 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values, write_to_textfile
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
+
+from paycore.domain.sweep import SweepKind
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Where the environment of a worker names the folder of the value files; prometheus-client reads it."""
@@ -30,6 +32,9 @@ _READ_TRIES = 20
 _READ_PAUSE_SECONDS = 0.01
 
 _Mode = Literal["livesum", "livemin", "mostrecent", "max"]
+
+
+_AUDIT_VIOLATIONS = ("paycore_audit_violations", "Breaks of the money rules that the last audit found, by kind.")
 
 
 class NotifyLabel(NamedTuple):
@@ -150,6 +155,26 @@ class Metrics:
             ["job", "result"],
             registry=self.registry,
         )
+        self.closed_unreachable = Counter(
+            "paycore_closed_unreachable",
+            "Payments closed although a channel gave no final word about an attempt for so long.",
+            registry=self.registry,
+        )
+        self.attempts_given_up = Counter(
+            "paycore_attempts_given_up",
+            "Attempts that are asked about no more, although their channel gave no final word.",
+            ["channel"],
+            registry=self.registry,
+        )
+        self._sweep_found = Counter(
+            "paycore_sweep_found",
+            "What sweeps found missing or wrong; 0 in a healthy system.",
+            ["kind"],
+            registry=self.registry,
+        )
+        for kind in SweepKind:
+            self._sweep_found.labels(kind.value)
+        self._audit = Gauge(*_AUDIT_VIOLATIONS, ["kind"], multiprocess_mode="mostrecent", registry=self.registry)
         self.ready = self._gauge("paycore_ready", "1 while the database can be written.", "livemin")
 
     def _gauge(self, name: str, documentation: str, mode: _Mode) -> Gauge:
@@ -167,9 +192,18 @@ class Metrics:
         for result, count in (("done", done), ("put_off", put_off)):
             self._job_items.labels(job, result).inc(count)
 
+    def set_audit_violations(self, counts: Mapping[str, int]) -> None:
+        """Tell what the last whole audit found: every kind, with 0 where it found none."""
+        for kind, count in counts.items():
+            self._audit.labels(kind).set(count)
+
     def count_job_failure(self, job: str) -> None:
         """Take note of a pass that failed."""
         self._job_failures.labels(job).inc()
+
+    def count_sweep_found(self, kind: SweepKind) -> None:
+        """Add something that a sweep found."""
+        self._sweep_found.labels(kind.value).inc()
 
     def count_notifications(self, counts: Mapping[NotifyLabel, int]) -> None:
         """Add one group's notifications."""
@@ -249,3 +283,15 @@ def _without_birth(family: Metric) -> Metric:
     """Leave out when the supervisor made the metric: no worker says that of its own."""
     family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
     return family
+
+
+def write_audit_file(path: str, counts: Mapping[str, int], payments: int, at_ms: int) -> None:
+    """Write what an audit found as Prometheus reads it from a file, whole or not at all. Raises OSError."""
+    registry = CollectorRegistry()
+    violations = Gauge(*_AUDIT_VIOLATIONS, ["kind"], registry=registry)
+    for kind, count in counts.items():
+        violations.labels(kind).set(count)
+    Gauge("paycore_audit_payments", "Payments that the last audit looked at.", registry=registry).set(payments)
+    ended = Gauge("paycore_audit_timestamp_seconds", "When the last audit ended.", registry=registry)
+    ended.set(at_ms / 1_000)
+    write_to_textfile(path, registry)

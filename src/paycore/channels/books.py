@@ -24,13 +24,13 @@ class BookCapture(NamedTuple):
 
 
 class BookRefund(NamedTuple):
-    """A refund that the channel knows and has not refused. done: the money has moved."""
+    """Money that the channel sent back, or is about to. by_itself: nobody asked it to, and the number is its own."""
 
     channel_refund_no: str
     channel_trade_no: str
     amount_minor: int
     currency: str
-    done: bool
+    by_itself: bool
 
 
 class BookOrder(NamedTuple):
@@ -48,6 +48,10 @@ class Books(Protocol):
     @property
     def channel(self) -> str:
         """The channel's name in the database."""
+        ...
+
+    async def accounts(self) -> Sequence[str]:
+        """The accounts whose books these are."""
         ...
 
     def pages(self) -> AsyncIterator[Sequence[BookOrder]]:

@@ -100,17 +100,21 @@ UNJUDGED_GRACE_MS = 600_000
 """How long what a channel said when it was asked may be without a judgement: it is noted before it is judged."""
 
 
+Details = Mapping[str, str | int | None]
+"""What helps whoever looks into it, by name."""
+
+
 class Violation(NamedTuple):
-    """One break. details: what differs, by name, as far as it helps whoever looks into it."""
+    """One break. payment_id: 0 where it is of no payment of ours; details: what differs, and where."""
 
     kind: AuditKind
     payment_id: int
-    details: Mapping[str, str | int | None]
+    details: Details
 
 
 class Pending(NamedTuple):
-    """One thing that is on its way. details: as of a ``Violation``."""
+    """One thing that is on its way; the rest is as of a ``Violation``."""
 
     kind: PendingKind
     payment_id: int
-    details: Mapping[str, str | int | None]
+    details: Details

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from paycore.domain.audit import AuditKind, Violation
+from paycore.domain.audit import AuditKind, Details, Violation
 from paycore.domain.ids import excess_refund_no
 from paycore.domain.verdicts import PaymentState
 
@@ -152,5 +152,10 @@ def _prove_merchant(refunds: list[RefundFact]) -> Iterator[Violation]:
 
 
 def _violation(kind: AuditKind, refund: RefundFact, **more: str) -> Violation:
-    named = {"refund_no": refund.refund_no, "attempt": refund.attempt, "channel_trade_no": refund.channel_trade_no}
-    return Violation(kind, refund.payment_id, {**named, "amount_minor": refund.amount_minor, **more})
+    named: Details = {
+        "refund_no": refund.refund_no,
+        "attempt": refund.attempt,
+        "channel_trade_no": refund.channel_trade_no,
+        "amount_minor": refund.amount_minor,
+    }
+    return Violation(kind, refund.payment_id, {**named, **more})

@@ -97,17 +97,22 @@ def id_bounds(connection: Connection) -> tuple[int, int] | None:
     return None if least is None else (least, greatest)
 
 
-def prove_next(connection: Connection, after: int, now_ms: int, rows: int = RANGE_ROWS) -> tuple[Range, Proof]:
-    """Prove the range above an id. The last range ends with the greatest id that there can be."""
-    _prepare(connection)
+def next_range(connection: Connection, after: int, rows: int = RANGE_ROWS) -> Range:
+    """The range above an id. The last one ends with the greatest id that there can be."""
+    prepare(connection)
     # An id that is over the limit begins the next range, unless it fills one alone.
     bound = connection.execute(_NEXT_RANGE, {"after": after, "rows": rows}).scalar_one()
-    last = MAX_INT64 if bound is None else max(bound - 1, after + 1)
-    scope = Range(after, last)
+    return Range(after, MAX_INT64 if bound is None else max(bound - 1, after + 1))
+
+
+def prove_next(connection: Connection, after: int, now_ms: int, rows: int = RANGE_ROWS) -> tuple[Range, Proof]:
+    """Find the range above an id and prove it."""
+    scope = next_range(connection, after, rows)
     return scope, prove_range(connection, scope, now_ms)
 
 
-def _prepare(connection: Connection) -> None:
+def prepare(connection: Connection) -> None:
+    """Set a read transaction to reading parts of large tables."""
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql(f"PRAGMA cache_size = {-_CACHE_KIB}")
         return
@@ -142,7 +147,7 @@ def _violation(kind: AuditKind, row: Any) -> Violation:
 
 def prove_orders(connection: Connection, after: OrderKey, rows: int = RANGE_ROWS) -> OrdersProof:
     """Prove the merchant orders that follow one."""
-    _prepare(connection)
+    prepare(connection)
     found = connection.execute(_WRONG_ORDERS, {**after._asdict(), "rows": rows}).mappings()
     violations = [_violation(AuditKind.ORDER_NAMES_NO_PAYMENT, row) for row in found]
     last = connection.execute(_LAST_ORDER, {**after._asdict(), "rows": rows - 1}).one_or_none()
