@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 from sqlalchemy import Executable, select
 
 from paycore._dedupe import Index
-from paycore.channels.protocol import Channel
+from paycore.channels.protocol import Channel, ChannelTraits
 from paycore.channels.registry import ChannelRegistry
 from paycore.domain.clock import Clock
 from paycore.domain.decision import ABSENT_MS
@@ -51,6 +51,7 @@ LIMITS = PayLimits(
     min_validity_ms=1_000, max_validity_ms=86_400_000, default_validity_ms=VALIDITY_MS, min_remaining_ms=10_000
 )
 
+DEFAULT_TRAITS = ChannelTraits()
 NO_FLOOD = QuarantineLimits(burst=1_000_000, per_minute=1_000_000)
 
 _orders = itertools.count(1)
@@ -193,13 +194,15 @@ class Core:
         lease_ms: int = 10_000,
         retry_ms: int = 1,
         limits: PayLimits = LIMITS,
+        traits: ChannelTraits = DEFAULT_TRAITS,
         query: str = "",
     ) -> None:
         self.path = path if isinstance(path, Path) else Path("no file")
         self.clock = clock
         self.url = as_url(path)
         self.store = open_store(f"{self.url}{query}")
-        self.registry = ChannelRegistry(channels or {}, dict.fromkeys(channels or (CHANNEL,), accounts))
+        names = channels or (CHANNEL,)
+        self.registry = ChannelRegistry(channels or {}, dict.fromkeys(names, accounts), dict.fromkeys(names, traits))
         self.metrics = Metrics()
         self.index = Index(late_grace_ms=late_grace_ms)
         self.health: list[bool] = []

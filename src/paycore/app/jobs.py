@@ -1,12 +1,48 @@
 """Which jobs a process runs, and how often: the one place that knows them all."""
 
+import secrets
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from paycore.app.core import Core, new_token
+from paycore.domain.clock import Clock
+from paycore.jobs.backoff import Draw
+from paycore.jobs.closer import Closer
+from paycore.jobs.ender import Ender
+from paycore.jobs.gate import ChannelGate
+from paycore.jobs.recoverer import Recoverer
 from paycore.jobs.refunder import Refunder
 from paycore.jobs.runner import Job
+from paycore.jobs.slices import Slices
+from paycore.metrics import Metrics
 from paycore.settings import JobName, Settings
+from paycore.store.protocol import Store
+from paycore.usecases.attempts import Conversations
+from paycore.usecases.tasks import Schedule
+from paycore.usecases.writer import Writer
+
+_SLICE_LEASE_MS = 300_000
+"""How long a pass may hold shares of the payments: some times what a batch of slow calls takes."""
+
+
+class _Common(TypedDict):
+    """What the jobs about attempts share."""
+
+    store: Store
+    writer: Writer
+    conversations: Conversations
+    schedule: Schedule
+    slices: Slices
+    gate: ChannelGate
+    clock: Clock
+    draw: Draw
+
+
+class _Patience(TypedDict):
+    """What those share that give up some day."""
+
+    metrics: Metrics
+    unreachable_ms: int
 
 
 class Planned(NamedTuple):
@@ -20,6 +56,12 @@ def build_jobs(settings: Settings, core: Core, names: Collection[JobName] | None
     """Build the jobs that the settings name, or those of ``names``."""
     wanted = settings.jobs if names is None else names
     every: dict[JobName, Planned] = {"refunder": Planned(_refunder(settings, core), settings.refund_interval_ms)}
+    gate = ChannelGate(core.registry.traits, core.clock)
+    slices = Slices(core.store, core.writer, core.clock, new_token, _SLICE_LEASE_MS)
+    closer, recoverer, ender = _about_attempts(settings, core, gate, slices)
+    every["closer"] = Planned(closer, settings.repair_interval_ms)
+    every["recoverer"] = Planned(recoverer, settings.repair_interval_ms)
+    every["ender"] = Planned(ender, settings.repair_interval_ms)
     return [planned for name, planned in every.items() if name in wanted]
 
 
@@ -35,4 +77,28 @@ def _refunder(settings: Settings, core: Core) -> Refunder:
         retry_ms=settings.refund_retry_ms,
         lease_ms=core.lease_ms,
         late_grace_ms=settings.late_grace_ms,
+    )
+
+
+def _about_attempts(
+    settings: Settings, core: Core, gate: ChannelGate, slices: Slices
+) -> tuple[Closer, Recoverer, Ender]:
+    common: _Common = {
+        "store": core.store,
+        "writer": core.writer,
+        "conversations": core.conversations,
+        "schedule": Schedule(core.registry.traits, settings.late_grace_ms),
+        "slices": slices,
+        "gate": gate,
+        "clock": core.clock,
+        "draw": secrets.randbelow,
+    }
+    patience: _Patience = {
+        "metrics": core.metrics,
+        "unreachable_ms": settings.close_unreachable_seconds * 1_000,
+    }
+    return (
+        Closer(**common, **patience, accounts=core.registry.code),
+        Recoverer(**common, **patience),
+        Ender(**common, new_token=new_token, lease_ms=core.lease_ms + settings.channel_timeout_ms),
     )
