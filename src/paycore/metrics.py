@@ -175,17 +175,6 @@ class Metrics:
         for kind in SweepKind:
             self._sweep_found.labels(kind.value)
         self._audit = Gauge(*_AUDIT_VIOLATIONS, ["kind"], multiprocess_mode="mostrecent", registry=self.registry)
-        self.closed_unreachable = Counter(
-            "paycore_closed_unreachable",
-            "Payments closed although a channel gave no final word about an attempt for so long.",
-            registry=self.registry,
-        )
-        self.attempts_given_up = Counter(
-            "paycore_attempts_given_up",
-            "Attempts that are asked about no more, although their channel gave no final word.",
-            ["channel"],
-            registry=self.registry,
-        )
         self.ready = self._gauge("paycore_ready", "1 while the database can be written.", "livemin")
 
     def _gauge(self, name: str, documentation: str, mode: _Mode) -> Gauge:

@@ -32,6 +32,11 @@ def slice_of(payment_id: int) -> int:
     return (payment_id >> _TIME_SHIFT) % SLICES
 
 
+def first_id_at(at_ms: int) -> int:
+    """The lowest id that a payment of this millisecond may have; 0 before ``ID_EPOCH_MS``."""
+    return max(0, at_ms - ID_EPOCH_MS) << _TIME_SHIFT
+
+
 class PaymentIds:
     """Draws payment ids: positive int64, increasing within one generator.
 
