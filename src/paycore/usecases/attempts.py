@@ -168,16 +168,21 @@ class Conversations:
             verdicts.append(await self._writer.notify(notification))
         return verdicts
 
-    async def query(self, attempt: ChannelOrderRow) -> Queried:
-        """Ask how an attempt stands, and take in the money and the final words that the answer holds.
-
-        Raises ChannelUnknownError, PreconditionError.
-        """
+    async def ask(self, attempt: ChannelOrderRow) -> Queried:
+        """Ask how an attempt stands, and take nothing in. Raises ChannelUnknownError, PreconditionError."""
         channel, order_no = self.channel(attempt), format_channel_order_no(attempt.payment_id, attempt.attempt)
         failpoint("conversation.before_query")
         async with self._gate(attempt.channel):
             queried = await channel.query(attempt.account, order_no)
         failpoint("conversation.after_query")
+        return queried
+
+    async def query(self, attempt: ChannelOrderRow) -> Queried:
+        """Ask how an attempt stands, and take in the money and the final words that the answer holds.
+
+        Raises ChannelUnknownError, PreconditionError.
+        """
+        queried = await self.ask(attempt)
         if queried.captures:
             await self._writer.run(NoteQueriedPaid(attempt))
             failpoint("conversation.paid_noted")
