@@ -160,6 +160,12 @@ class Settings(BaseSettings):
         le=600_000,
         description="How often is looked for payments to close, attempts to ask about and attempts to end.",
     )
+    repair_lease_seconds: int = Field(
+        default=60,
+        ge=1,
+        le=3_600,
+        description="How long a pass of a job holds its shares of the payments; after a crash they lie idle so long.",
+    )
     sweep_interval_seconds: int = Field(
         default=30, ge=1, le=_DAY_SECONDS, description="How often what is new is swept for what others left undone."
     )

@@ -21,9 +21,6 @@ from paycore.usecases.attempts import Conversations
 from paycore.usecases.tasks import Schedule
 from paycore.usecases.writer import Writer
 
-_SLICE_LEASE_MS = 300_000
-"""How long a pass may hold shares of the payments: some times what a batch of slow calls takes."""
-
 
 class _Common(TypedDict):
     """What the jobs about attempts share."""
@@ -57,7 +54,7 @@ def build_jobs(settings: Settings, core: Core, names: Collection[JobName] | None
     wanted = settings.jobs if names is None else names
     every: dict[JobName, Planned] = {"refunder": Planned(_refunder(settings, core), settings.refund_interval_ms)}
     gate = ChannelGate(core.registry.traits, core.clock)
-    slices = Slices(core.store, core.writer, core.clock, new_token, _SLICE_LEASE_MS)
+    slices = Slices(core.store, core.writer, core.clock, new_token, settings.repair_lease_seconds * 1_000)
     closer, recoverer, ender = _about_attempts(settings, core, gate, slices)
     every["closer"] = Planned(closer, settings.repair_interval_ms)
     every["recoverer"] = Planned(recoverer, settings.repair_interval_ms)
