@@ -14,6 +14,7 @@ from paycore.channels.protocol import ChannelUnknownError
 from paycore.domain.clock import Clock
 from paycore.domain.errors import PreconditionError, StoreUnavailableError, ThrottledError
 from paycore.domain.verdicts import TaskKind
+from paycore.failpoint import failpoint
 from paycore.jobs.attempt_units import DropTasks, MoveTask
 from paycore.jobs.backoff import Draw, backoff_ms
 from paycore.jobs.gate import ChannelGate
@@ -144,6 +145,7 @@ class TaskJob(ABC):
 
     async def _advance(self, task: TaskRow, record: PaymentRecord, tally: _Tally) -> None:
         step = await self._step(task, record)
+        failpoint(f"{self.name}.looked")
         if step.next_at_ms is None:
             await self._writer.run(DropTasks([task]))
         else:
