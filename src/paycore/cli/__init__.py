@@ -45,6 +45,7 @@ VERBS = {
     "query": Verb("query", "query"),
     "close": Verb("close", "close"),
     "run": Verb("run", "run"),
+    "audit": Verb("audit", "audit"),
     "simbank": Verb("simbank", "simbank", "SIMBANK_EPILOG"),
     "forwarder": Verb("simbank", "forwarder", "FORWARDER_EPILOG"),
     "bench": Verb("bench", "app"),

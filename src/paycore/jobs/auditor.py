@@ -1,17 +1,17 @@
 """Proves R1 and R2 over the whole database, and against a channel's own books where they can be read.
 
-It writes nothing, so any number of processes may run it at once, and it may be cut off anywhere. What it finds no code
+It writes no facts, so any number of processes may run it at once, and it may be cut off anywhere. What it finds no code
 of ours brings about: each break is for a person, or for a sweep that repairs and counts it.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import structlog
 
-from paycore.channels.books import BookOrder, Books
+from paycore.channels.books import BookOrder, Books, BooksUnreadableError
 from paycore.domain.audit import AuditKind, Pending, PendingKind, Violation
 from paycore.domain.clock import Clock
 from paycore.domain.ids import MAX_INT64, format_channel_order_no, parse_channel_order_no
@@ -21,7 +21,10 @@ from paycore.metrics import Metrics
 from paycore.store import book_facts, proofs
 from paycore.store.book_facts import CapturedAttempt, OurMoney
 from paycore.store.proofs import OrderKey, Range, Tally
-from paycore.store.protocol import Store
+from paycore.store.protocol import Store, WriteTransaction
+from paycore.usecases.writer import UnindexedUnit, Writer
+
+_NAME = "auditor"
 
 EXAMPLES = 1_000
 """Breaks, and things on their way, that a report names; all are counted."""
@@ -34,8 +37,9 @@ _log = structlog.get_logger()
 class Report(NamedTuple):
     """What an audit showed. violations, pending: the first of them; counts: of all.
 
-    book_orders: how many orders of a channel's books were compared; None where no books were read. Moments are
-    milliseconds since the Unix epoch; None where there is nothing that old.
+    book_orders: how many orders of a channel's books were compared; None where none were read to their end, and then
+    books_error says why, if they should have been. Moments are milliseconds since the Unix epoch; None where there is
+    nothing of that kind.
     """
 
     started_at_ms: int
@@ -48,6 +52,7 @@ class Report(NamedTuple):
     quarantine_open: int
     oldest_quarantine_at_ms: int | None
     book_orders: int | None
+    books_error: str
 
     @property
     def violations_total(self) -> int:
@@ -77,10 +82,39 @@ class _Findings:
                     self.pending.append(one)
 
 
-class Auditor:
-    """See ``jobs.runner.Job``. books: a channel's, to compare with; range_rows: how much is read at once."""
+class Turns:
+    """Lets one of all processes over a database audit it in so long. new_token names each turn uniquely."""
 
-    name = "auditor"
+    def __init__(self, writer: Writer, every_ms: int, new_token: Callable[[], str]) -> None:
+        self._writer = writer
+        self._every_ms = every_ms
+        self._new_token = new_token
+
+    async def take(self) -> bool:
+        """Take the next turn, if it is due and nobody has. Raises StoreUnavailableError or ThrottledError."""
+        # A little less than the interval: whoever comes back after one finds the turn due.
+        return await self._writer.run(_TakeTurn(self._every_ms * 9 // 10, self._new_token()))
+
+
+class _TakeTurn(UnindexedUnit):
+    """Leases the whole audit for as long as it is to be made by nobody else; that is never given back."""
+
+    def __init__(self, lease_ms: int, token: str) -> None:
+        self._lease_ms, self._token = lease_ms, token
+
+    def apply(self, transaction: WriteTransaction) -> bool:
+        now_ms = transaction.stamp.recorded_at_ms
+        return bool(transaction.claim_slices(_NAME, [0], now_ms, now_ms + self._lease_ms, self._token))
+
+
+class Auditor:
+    """See ``jobs.runner.Job``.
+
+    open_books: opens those of a channel, to compare with. turns: None where each pass audits. range_rows: how much is
+    read at once.
+    """
+
+    name = _NAME
 
     def __init__(
         self,
@@ -88,23 +122,29 @@ class Auditor:
         store: Store,
         clock: Clock,
         metrics: Metrics,
-        books: Books | None = None,
+        open_books: Callable[[], Books] | None = None,
+        turns: Turns | None = None,
         examples: int = EXAMPLES,
         range_rows: int = proofs.RANGE_ROWS,
     ) -> None:
         self._store = store
         self._clock = clock
         self._metrics = metrics
-        self._books = books
+        self._open_books = open_books
+        self._turns = turns
         self._examples = examples
         self._range_rows = range_rows
 
     async def run_once(self, tell: Tell = tell_nobody) -> Pass:
         """Audit, and put what was found into metrics and log.
 
-        Raises StoreUnavailableError or BooksUnreadableError; the metrics then keep what the last whole audit found.
+        Raises StoreUnavailableError; the metrics then keep what the last whole audit found.
         """
+        if self._turns is not None and not await self._turns.take():
+            return Pass()
         report = await self.audit(tell)
+        if report.books_error:
+            _log.warning("audit_books_unreadable", cause=report.books_error)
         self._metrics.set_audit_violations({kind.value: report.violation_counts.get(kind, 0) for kind in AuditKind})
         for one in report.violations:
             _log.error("audit_violation", kind=one.kind.value, payment_id=one.payment_id, **one.details)
@@ -112,12 +152,12 @@ class Auditor:
         return Pass(done=report.tally.payments)
 
     async def audit(self, tell: Tell = tell_nobody) -> Report:
-        """Audit and return what was found. Raises StoreUnavailableError or BooksUnreadableError."""
+        """Audit and return what was found. Raises StoreUnavailableError."""
         started_at_ms = self._clock.now_ms()
         findings = _Findings(self._examples)
         tally = await self._prove_payments(findings, tell)
         await self._prove_orders(findings, tally.payments, tell)
-        book_orders = None if self._books is None else await self._compare(self._books, findings)
+        book_orders, books_error = await self._read_books(findings)
         quarantine_open, oldest_at_ms = await asyncio.to_thread(self._store.read, proofs.open_quarantine)
         return Report(
             started_at_ms,
@@ -130,6 +170,7 @@ class Auditor:
             quarantine_open,
             oldest_at_ms,
             book_orders,
+            books_error,
         )
 
     async def _prove_payments(self, findings: _Findings, tell: Tell) -> Tally:
@@ -162,6 +203,18 @@ class Auditor:
         return self._store.read(lambda connection: proofs.prove_orders(connection, key, self._range_rows))
 
     # ---- The channel's books ------------------------------------------------------------------------------------
+
+    async def _read_books(self, findings: _Findings) -> tuple[int | None, str]:
+        """Compare with the books. What was found until they could not be read any more is found."""
+        if self._open_books is None:
+            return None, ""
+        books = self._open_books()
+        try:
+            return await self._compare(books, findings), ""
+        except BooksUnreadableError as error:
+            return None, str(error)
+        finally:
+            await books.aclose()
 
     async def _compare(self, books: Books, findings: _Findings) -> int:
         """Compare every order in the books, and then look for captures of ours in orders that the books lack."""
