@@ -99,7 +99,8 @@ def _quarantine(insert: Callable[[Table], Any], *, unless_counted: bool) -> Any:
     return statement.on_conflict_do_update(
         index_elements=[table.c.quarantine_id],
         set_={
-            "last_seen_at_ms": statement.excluded.last_seen_at_ms,
+            # Evidence that is judged again under another reason comes with the moment of its first arrival.
+            "last_seen_at_ms": case((newer, statement.excluded.last_seen_at_ms), else_=table.c.last_seen_at_ms),
             "arrivals": table.c.arrivals + statement.excluded.arrivals,
             "is_open": literal_column("1"),
         },
