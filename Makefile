@@ -21,7 +21,7 @@ BUILD_INPUTS := pyproject.toml setup.py $(shell find protos -name '*.proto') $(w
 CYTHON_SOURCES := $(wildcard src/paycore/*.pyx src/paycore/*.pxd)
 TYPED := src tests $(wildcard benchmarks) $(wildcard examples)
 
-.PHONY: help setup demo serve test check bench bench-docs mutants proto clean
+.PHONY: help setup demo serve test check bench bench-docs mutants crash proto clean
 
 help:
 	@echo "make setup    create .venv and install paycore into it, with everything for development"
@@ -32,6 +32,7 @@ help:
 	@echo "make bench    run the benchmarks"
 	@echo "make bench-docs  run them all and write what they said into docs/"
 	@echo "make mutants  break each money rule in turn and see its test go red"
+	@echo "make crash    kill a server again and again under load: KILLS=500 STORE=sqlite|postgresql SEED=..."
 	@echo "make proto    generate src/paycore/v1 from protos/"
 	@echo "make clean    remove everything that the other verbs made"
 
@@ -94,6 +95,12 @@ bench-docs: setup
 
 mutants: setup
 	$(BIN)/python tests/mutants/run.py $(ARGS)
+
+KILLS ?= 200
+STORE ?= all
+
+crash: setup
+	$(BIN)/python -m tests.crash --kills $(KILLS) --store $(STORE) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 proto: setup
 	$(BIN)/python setup.py --quiet generate_protos

@@ -1,0 +1,114 @@
+"""The processes of a run: the banks with books of their own, their forwarder, and the server that is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.crash.points import Plan
+from tests.support.server import START_SECONDS, ServerProcess
+from tests.support.simbank import SECRETS, bank_process, running
+
+CHANNEL_TIMEOUT_MS = 600
+
+_LADDER_MS = ",".join(["100", "200", *["400"] * 2_000])
+"""How the banks repeat what is not acknowledged: soon, and for longer than any run takes."""
+
+SETTINGS = {
+    "PAYCORE_SIMBANK_SECRETS": json.dumps(SECRETS),
+    "PAYCORE_CHANNEL_TIMEOUT_MS": str(CHANNEL_TIMEOUT_MS),
+    "PAYCORE_MIN_VALIDITY_SECONDS": "1",
+    "PAYCORE_MIN_REMAINING_SECONDS": "0",
+    "PAYCORE_PAY_TIMEOUT_MS": "3000",
+    "PAYCORE_REFUND_INTERVAL_MS": "50",
+    "PAYCORE_REFUND_RETRY_MS": "100",
+    "PAYCORE_REFUND_LONGEST_SECONDS": "2",
+    "PAYCORE_REPAIR_INTERVAL_MS": "50",
+    # What was held by those who were killed is free again soon.
+    "PAYCORE_REPAIR_LEASE_SECONDS": "2",
+    "PAYCORE_SIMBANK_QUERY_LADDER_SECONDS": "1,1,2,3,5,8,13,21,34",
+    "PAYCORE_SIMBANK_CALLS_PER_SECOND": "10000",
+    "PAYCORE_SWEEP_INTERVAL_SECONDS": "1",
+    "PAYCORE_QUARANTINE_INTERVAL_MS": "200",
+    "PAYCORE_QUARANTINE_BURST": "1000000",
+    "PAYCORE_LOG_LEVEL": "warning",
+}
+"""Everything soon: a run has minutes for what takes days."""
+
+BROKEN = ("_broke", "Traceback")
+"""What stands in the log of a server that has met a defect of its own."""
+
+
+class Server(ServerProcess):
+    """A server on a database that is there already; it is told at each start how to die."""
+
+    def __init__(self, url: str, folder: Path, env: dict[str, str]) -> None:
+        # Only its name is used: the log and the ready file stand beside it.
+        label = folder / "server"
+        label.touch()
+        super().__init__(label, env={**SETTINGS, **env})
+        self._url = url
+        self.address = f"127.0.0.1:{free_port()}"
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it has ended."""
+        return self.process.poll() is not None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes calls."""
+        return self.ready_path.exists()
+
+    def begin(self, plan: Plan | None) -> None:
+        """Start it and return at once."""
+        if plan is not None and plan.failpoints:
+            self.env["PAYCORE_FAILPOINTS"] = plan.failpoints
+        else:
+            self.env.pop("PAYCORE_FAILPOINTS", None)
+        self.launch()
+
+    def defects(self) -> list[str]:
+        """The lines of its log that tell of a defect."""
+        return [line for line in self.log().splitlines() if any(word in line for word in BROKEN)]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Stage(NamedTuple):
+    """What runs."""
+
+    server: Server
+    bank_url: str
+
+
+@contextlib.contextmanager
+def set_up(url: str, folder: Path) -> Iterator[Stage]:
+    """Run banks and forwarder; the server is ready to be begun. It is killed in the end."""
+    server = Server(url, folder, {})
+    calls = ("--server", server.address)
+    with running("forwarder", folder, "--listen", "127.0.0.1:0", *calls) as forwarder:
+        ladder = ("--ladder-ms", _LADDER_MS)
+        with bank_process(folder, f"{forwarder.url}/notifications", *ladder) as bank:
+            server.env["PAYCORE_SIMBANK_URL"] = bank.url
+            try:
+                yield Stage(server, bank.url)
+            finally:
+                server.kill()
+
+
+__all__ = ["START_SECONDS", "Server", "Stage", "free_port", "set_up"]
