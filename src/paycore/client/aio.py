@@ -144,6 +144,29 @@ class AsyncPaycoreClient:
         )
         return (await self._call(self._stub.Query, request, timeout_ms)).payment
 
+    async def refresh(
+        self,
+        *,
+        payment_id: int | None = None,
+        merchant_id: str | None = None,
+        merchant_order_no: str | None = None,
+        channel_order_no: str | None = None,
+        timeout_ms: int | None = None,
+    ) -> payment_service_pb2.QueryResponse:
+        """Read a payment as ``query`` does, after its channels were asked about each attempt without a final word.
+
+        The answer names the attempts about which a channel said nothing in time, in ``unanswered_attempts``; what is on
+        record is in ``payment`` all the same.
+        """
+        request = requests.query_request(
+            payment_id=payment_id,
+            merchant_id=merchant_id,
+            merchant_order_no=merchant_order_no,
+            channel_order_no=channel_order_no,
+            refresh=True,
+        )
+        return await self._call(self._stub.Query, request, timeout_ms)
+
     async def close(
         self,
         *,

@@ -108,15 +108,16 @@ def query_request(
     merchant_id: str | None,
     merchant_order_no: str | None,
     channel_order_no: str | None,
+    refresh: bool = False,
 ) -> payment_service_pb2.QueryRequest:
     """Build a QueryRequest. Raises ValueError unless exactly one key is given."""
     order = _merchant_order(merchant_id, merchant_order_no)
     _require_one(payment_id, order, channel_order_no)
     if payment_id is not None:
-        return payment_service_pb2.QueryRequest(payment_id=payment_id)
+        return payment_service_pb2.QueryRequest(payment_id=payment_id, refresh=refresh)
     if channel_order_no is not None:
-        return payment_service_pb2.QueryRequest(channel_order_no=channel_order_no)
-    return payment_service_pb2.QueryRequest(merchant_order=order)
+        return payment_service_pb2.QueryRequest(channel_order_no=channel_order_no, refresh=refresh)
+    return payment_service_pb2.QueryRequest(merchant_order=order, refresh=refresh)
 
 
 def close_request(

@@ -23,7 +23,10 @@ class UseCases(NamedTuple):
 
 
 class PaymentHandlers:
-    """Answers Pay, Query and Close. pay_timeout_ms: how long Pay takes at most, whatever deadline its caller sets."""
+    """Answers Pay, Query and Close. pay_timeout_ms: how long a call that talks to channels takes at most.
+
+    That bounds Pay and a refreshing Query, whatever deadline their callers set.
+    """
 
     def __init__(self, usecases: UseCases, clock: Clock, *, pay_timeout_ms: int) -> None:
         self._usecases = usecases
@@ -44,10 +47,12 @@ class PaymentHandlers:
     async def query(
         self, request: payment_service_pb2.QueryRequest, context: Context
     ) -> payment_service_pb2.QueryResponse:
-        """Read a payment."""
-        del context
-        file = await self._usecases.query.find(query_key(request))
-        return payment_service_pb2.QueryResponse(payment=payment_message(file))
+        """Read a payment; asked to refresh it, ask its channels first, within the caller's deadline."""
+        key = query_key(request)
+        if not request.refresh:
+            return payment_service_pb2.QueryResponse(payment=payment_message(await self._usecases.query.find(key)))
+        file, unanswered = await self._usecases.query.refresh(key, deadline_ms=self._deadline_ms(context))
+        return payment_service_pb2.QueryResponse(payment=payment_message(file), unanswered_attempts=unanswered)
 
     async def close(
         self, request: payment_service_pb2.CloseRequest, context: Context

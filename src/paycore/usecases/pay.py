@@ -128,8 +128,11 @@ class Pay:
         record = None if payment_id is None else await asyncio.to_thread(self._store.load_record, payment_id)
         if record is None:
             raise ChannelUnavailableError("DEADLINE", "the payment could not be written before the deadline")
-        attempt = record.attempts.get(max(record.attempts, default=0))
-        return PayResult(record.payment, record.state, attempt, NextAction.WAIT)
+        way = (command.channel, command.account, command.method)
+        attempts = list(record.attempts.values())
+        asked_for = [row for row in attempts if (row.channel, row.account, row.method) == way]
+        newest = max(asked_for or attempts, key=lambda row: row.attempt, default=None)
+        return PayResult(record.payment, record.state, newest, NextAction.WAIT)
 
     async def _drive(self, command: PayCommand, answer_at_ms: int) -> PayResult:
         while True:
