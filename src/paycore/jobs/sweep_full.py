@@ -164,7 +164,9 @@ class FullPass:
         def suspects(connection: Any) -> tuple[int, set[int]]:
             end = sweeps.end_of_part(connection, first, last, self._part)
             without = sweeps.without_tasks(connection, first, end, plan.attempts_after_ms)
-            return end, without | sweeps.not_whole(connection, first, end)
+            found = without | sweeps.not_whole(connection, first, end)
+            # Those that are looked at again are looked at in every pass.
+            return end, found - sweeps.pending_among(connection, found)
 
         end, payment_ids = await asyncio.to_thread(self._store.read, suspects)
         looked = await self._looker.look(payment_ids, moment)

@@ -71,7 +71,7 @@ def marks(connection: Connection, sweep: str) -> dict[int, int]:
     """How far a sweep has come, by writer or by whatever else it counts."""
     mark = tables.sweep_mark
     statement = select(mark.c.writer_no, mark.c.group_no).where(mark.c.sweep == sweep)
-    return dict(connection.execute(statement).tuples().all())
+    return {int(number): int(place) for number, place in connection.execute(statement)}
 
 
 def put_marks(connection: Connection, sweep: str, places: Mapping[int, int]) -> None:
@@ -109,6 +109,18 @@ def pending(connection: Connection, after: int, limit: int) -> list[int]:
     table = tables.sweep_pending
     statement = select(table.c.payment_id).where(table.c.payment_id > after).order_by(table.c.payment_id).limit(limit)
     return list(connection.execute(statement).scalars())
+
+
+def pending_among(connection: Connection, payment_ids: Collection[int]) -> set[int]:
+    """Those of these payments that are looked at again."""
+    table, ids = tables.sweep_pending, sorted(payment_ids)
+    return {
+        payment_id
+        for start in range(0, len(ids), _CHUNK)
+        for payment_id in connection.execute(
+            select(table.c.payment_id).where(table.c.payment_id.in_(ids[start : start + _CHUNK]))
+        ).scalars()
+    }
 
 
 def remember(connection: Connection, payment_ids: Iterable[int], since_ms: int) -> list[int]:
