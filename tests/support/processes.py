@@ -118,7 +118,7 @@ class Sent:
 class Peer(ServerProcess):
     """One of several servers over a database. gates: failpoints where it can be held; all are open at first.
 
-    Its refunder rests, so that no refund which a decision forgot is added behind the test's back.
+    It runs no jobs, so that nothing which a decision forgot is mended behind the test's back.
     """
 
     def __init__(self, url: str, folder: Path, *, gates: Sequence[str] = (), bank_url: str = NOBODY) -> None:
@@ -126,7 +126,7 @@ class Peer(ServerProcess):
         own = {
             "PAYCORE_SIMBANK_URL": bank_url,
             "PAYCORE_SIMBANK_SECRETS": json.dumps(SECRETS),
-            "PAYCORE_REFUND_INTERVAL_MS": "600000",
+            "PAYCORE_JOBS": "",
             "PAYCORE_LOG_LEVEL": "warning",
         }
         if gates:

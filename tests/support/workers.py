@@ -101,8 +101,8 @@ class Crew(ServerProcess):
         self, db_path: Path, count: int, *, env: Mapping[str, str] | None = None, bank_url: str = "http://127.0.0.1:9"
     ) -> None:
         own = {"PAYCORE_SIMBANK_URL": bank_url, "PAYCORE_SIMBANK_SECRETS": json.dumps(SECRETS)}
-        # The refunder of each worker would write as often as it looks for work.
-        own["PAYCORE_REFUND_INTERVAL_MS"] = "600000"
+        # What the jobs of each worker write would be counted among what the tests send.
+        own["PAYCORE_JOBS"] = ""
         super().__init__(db_path, env={**own, **(env or {})}, arguments=["--workers", str(count)])
 
     @property
