@@ -83,7 +83,8 @@ class Bank:
 
     def _take(self, order: Order, times: int, now_ms: int, box: FaultBox) -> Paid:
         paid_at_ms = box.take_int("paid_at_ms")
-        captures = [self._disk.add_capture(order, now_ms if paid_at_ms is None else paid_at_ms) for _ in range(times)]
+        taken = order._replace(amount_minor=box.take_int("captured_amount_minor") or order.amount_minor)
+        captures = [self._disk.add_capture(taken, now_ms if paid_at_ms is None else paid_at_ms) for _ in range(times)]
         order = order._replace(state=OrderState.PAID, code="", settle_at_ms=None, settle_succeeds=None)
         self._disk.put_order(order)
         notices = books.success_notices(captures, now_ms, box)

@@ -169,7 +169,7 @@ class Disk:
         return [Capture(*row) for row in rows]
 
     def add_capture(self, order: Order, paid_at_ms: int) -> Capture:
-        """Write a capture of all that the order asks, under the next trade number."""
+        """Write a capture of the order's amount, under the next trade number."""
         (last,) = self._connection.execute("SELECT coalesce(max(rowid), 0) FROM capture").fetchone()
         trade_no = f"{order.bank.upper()}-{last + 1:012d}"
         capture = Capture(trade_no, order.bank, order.order_no, order.amount_minor, order.currency, paid_at_ms)

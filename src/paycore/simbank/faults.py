@@ -80,6 +80,7 @@ ORDER_FAULTS: Mapping[str, _Rule] = {
     "take_after_close": _TRUE,
     "take_after_expiry": _TRUE,
     "paid_at_ms": (_whole(0, MAX_INT64), "an integer of at least 0"),
+    "captured_amount_minor": (_whole(1, MAX_INT64), "an integer of at least 1"),
     "notify_amount_minor": (_whole(0, MAX_INT64), "an integer of at least 0"),
     "notify_wrong_amount_times": (_whole(1, 100), "an integer of 1 to 100"),
     "notify_delay_ms": _DELAY,
