@@ -140,6 +140,11 @@ class Metrics:
             "Age of the oldest refund without a final word; 0 when there is none.",
             "mostrecent",
         )
+        self.refunds_need_attention = self._gauge(
+            "paycore_refunds_need_attention",
+            "Unfinished refunds that a person was told of, because they are old or refused each time.",
+            "mostrecent",
+        )
         self._job_success = self._job_gauge(
             "paycore_job_last_success_timestamp_seconds", "When a job last made a pass to its end.", "max"
         )

@@ -617,14 +617,17 @@ def test_file_of_an_absent_payment_is_none(store: Store) -> None:
 
 
 def test_backlog_is_empty_then_tells_the_oldest_unfinished_refund(store: Store, write: Writing) -> None:
-    assert store.backlog() == (0, None)
+    assert store.backlog() == (0, None, 0)
     for number, at_ms in ((1, 300), (2, 200), (3, 100)):
         row = refund(number, recorded_at_ms=at_ms)
         write(owe(row, a_try(row.payment_id)))
-    assert store.backlog() == (0, 100)
+    assert store.backlog() == (0, 100, 0)
     done = a_try(3, state=RefundState.REFUNDED)
     write(lambda transaction: transaction.update_refund_try(done, lease_token=""))
-    assert store.backlog() == (0, 200)
+    assert store.backlog() == (0, 200, 0)
+    told = a_try(2, state=RefundState.NEEDS_ATTENTION)
+    write(lambda transaction: transaction.update_refund_try(told, lease_token=""))
+    assert store.backlog() == (0, 200, 1)
 
 
 # Two writers at once

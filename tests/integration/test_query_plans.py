@@ -8,14 +8,25 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event
 
-from paycore.store import lookups, tasks
+from paycore.store import lookups, refunds, tasks
 from paycore.store.engine import parse_database_url
 from paycore.store.schema import migrate
 
 READS: list[tuple[str, Callable[[Connection], Any], str]] = [
-    ("is a refund due", lambda connection: tasks.due_refund_slices(connection, 1), "ix_refund_try_unfinished"),
-    ("oldest refund due", lambda connection: tasks.oldest_due_refund_ms(connection, 1), "ix_refund_try_unfinished"),
-    ("refunds due", lambda connection: lookups.due_refunds(connection, [0, 3], 1, 10), "ix_refund_try_unfinished"),
+    ("is a refund due", lambda connection: refunds.due_refund_slices(connection, 1, ()), "ix_refund_try_unfinished"),
+    ("oldest refund due", lambda connection: refunds.oldest_due_refund_ms(connection, 1), "ix_refund_try_unfinished"),
+    ("refunds due", lambda connection: refunds.due_refunds(connection, [3], 1, 10), "ix_refund_try_unfinished"),
+    (
+        "refunds due of channels that answer",
+        lambda connection: refunds.due_refunds(connection, [3], 1, 10, ["bank"]),
+        "ix_refund_try_unfinished",
+    ),
+    (
+        "is a refund due at a channel that answers",
+        lambda connection: refunds.due_refund_slices(connection, 1, ["bank"]),
+        "ix_refund_try_unfinished",
+    ),
+    ("old refunds", lambda connection: refunds.untold_refunds(connection, 1, 1, 10), "ix_refund_try_unfinished"),
     ("is a task due", lambda connection: tasks.due_task_slices(connection, 1, 1), "ix_task_due"),
     ("oldest task due", lambda connection: tasks.oldest_due_task_ms(connection, 1, 1), "ix_task_due"),
     ("which tasks are due", lambda connection: tasks.due_tasks(connection, 1, 2, 1, 10), "ix_task_due"),
@@ -55,3 +66,12 @@ def test_frequent_reads_scan_no_table_of_finished_work(tmp_path: Path) -> None:
     for _, read, _ in READS:
         for line in plans(tmp_path / "p.db", read).splitlines():
             assert not line.startswith("SCAN") or "USING" in line or "CONSTANT ROW" in line, line
+
+
+@pytest.mark.parametrize("resting", [(), ("bank",)])
+def test_due_refunds_of_a_share_come_out_of_the_index_in_their_order(tmp_path: Path, resting: tuple[str, ...]) -> None:
+    """A long backlog is not sorted each time that a few of it are claimed."""
+    migrate(f"sqlite:///{tmp_path / 'p.db'}")
+    due = plans(tmp_path / "p.db", lambda connection: refunds.due_refunds(connection, [3], 1, 10, resting))
+    assert "ix_refund_try_unfinished" in due
+    assert "TEMP B-TREE" not in due

@@ -14,6 +14,7 @@ from paycore.domain.verdicts import AttemptState, CloseReason, NotifyOutcome, Pa
 from tests.support.bank import CHANNEL_TIMEOUT_MS, LEASE_MS, Street, Town, a_town
 from tests.support.core import AMOUNT_MINOR, VALIDITY_MS, change, check_money_rules
 from tests.support.racers import Racer
+from tests.support.repair import Repair
 
 ONCE: dict[str, Any] = {"value": True, "times": 1}
 BOTH = ((1, "bank_a"), (2, "bank_b"))
@@ -264,8 +265,13 @@ async def late_beside_a_live_attempt(town: Town, **faults: Any) -> int:
     return payment_id
 
 
-async def test_expired_payment_that_holds_an_excess_is_closed_and_the_money_goes_back(town: Town) -> None:
+async def test_expired_payment_that_holds_an_excess_is_refunded_once_the_closer_has_closed_it(town: Town) -> None:
     payment_id = await late_beside_a_live_attempt(town)
+    await town.refund()
+    file = await town.file(payment_id)
+    assert (file.record.outcome, file.refunds) == (None, [])
+    assert town.kept_minor(payment_id, *BOTH) == AMOUNT_MINOR
+    await Repair(town.core).run("closer")
     await town.refund()
     record = (await town.file(payment_id)).record
     assert record.outcome is not None
@@ -273,17 +279,6 @@ async def test_expired_payment_that_holds_an_excess_is_closed_and_the_money_goes
     assert record.attempts[2].state == AttemptState.CLOSED
     assert town.kept_minor(payment_id, *BOTH) == 0
     check_money_rules(town.core.snapshot())
-
-
-async def test_expired_payment_whose_other_bank_gives_no_word_keeps_waiting_without_refund(town: Town) -> None:
-    payment_id = await late_beside_a_live_attempt(town, error_500={"query": {"value": True, "times": 2}})
-    for _ in range(2):
-        await town.refund()
-        file = await town.file(payment_id)
-        assert (file.record.state, file.refunds) == (PaymentState.OPEN, [])
-    await town.refund()
-    assert (await town.file(payment_id)).record.state == PaymentState.CLOSED
-    assert town.kept_minor(payment_id, *BOTH) == 0
 
 
 async def test_expired_payment_whose_other_bank_was_paid_in_time_keeps_that_money(town: Town) -> None:
@@ -295,6 +290,7 @@ async def test_expired_payment_whose_other_bank_was_paid_in_time_keeps_that_mone
     town.clock.advance(VALIDITY_MS + 10_000)
     town.user_pays(payment_id, 1, "bank_a", paid_at_ms=town.clock.now_ms())
     await town.hand_on(payment_id)
+    await Repair(town.core).run("closer")
     await town.refund()
     record = (await town.file(payment_id)).record
     assert record.outcome is not None
@@ -302,13 +298,6 @@ async def test_expired_payment_whose_other_bank_was_paid_in_time_keeps_that_mone
     assert town.kept_minor(payment_id, (1, "bank_a")) == 0
     assert town.kept_minor(payment_id, (2, "bank_b")) == AMOUNT_MINOR
     check_money_rules(town.core.snapshot())
-
-
-async def test_payment_that_is_not_expired_yet_is_not_closed_by_the_refunder(town: Town) -> None:
-    command = town.order()
-    payment_id = (await town.core.pay(command)).payment.payment_id
-    await town.refund()
-    assert (await town.file(payment_id)).record.state == PaymentState.OPEN
 
 
 # Several refunders, and dying ones

@@ -23,7 +23,9 @@ from paycore.domain.decision import ABSENT_MS
 from paycore.domain.ids import NODE_COUNT, PaymentIds, format_channel_order_no
 from paycore.domain.notification import Notification, Verdict
 from paycore.domain.verdicts import AttemptState, ChannelResult, PayMethod
-from paycore.jobs.refunder import Refunder
+from paycore.jobs.gate import ChannelGate
+from paycore.jobs.refunder import Refunder, RefundLimits
+from paycore.jobs.slices import Slices
 from paycore.metrics import Metrics
 from paycore.store import tables
 from paycore.store.engine import parse_database_url
@@ -220,7 +222,7 @@ class Core:
         self.schedule = Schedule(self.registry.traits, late_grace_ms)
         self._late_grace_ms = late_grace_ms
         self._lease_ms = lease_ms
-        self._retry_ms = retry_ms
+        self.refund_limits = RefundLimits(retry_ms, 1_800_000, 86_400_000, lease_ms)
         self._limits = limits
 
     def start(self) -> Self:
@@ -246,19 +248,19 @@ class Core:
         self.refunder = self.a_refunder()
         return self
 
-    def a_refunder(self) -> Refunder:
-        """Another refunder over the same writer, as another process has one."""
+    def a_refunder(self, gate: ChannelGate | None = None, **limits: int) -> Refunder:
+        """Another refunder over the same writer, as another process has one. limits: RefundLimits other than here."""
         return Refunder(
-            self.store,
-            self.writer,
-            self.conversations,
-            self.closer,
+            store=self.store,
+            writer=self.writer,
+            conversations=self.conversations,
+            slices=Slices(self.store, self.writer, self.clock, secrets.token_hex, self._lease_ms),
+            gate=gate or ChannelGate(self.registry.traits, self.clock),
             clock=self.clock,
             metrics=self.metrics,
-            new_token=secrets.token_hex,
-            retry_ms=self._retry_ms,
-            lease_ms=self._lease_ms,
-            late_grace_ms=self._late_grace_ms,
+            # The longest wait each time: what is due is known to the millisecond.
+            draw=lambda _: 0,
+            limits=self.refund_limits._replace(**limits),
         )
 
     def stop(self) -> None:

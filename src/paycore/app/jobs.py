@@ -11,7 +11,7 @@ from paycore.jobs.closer import Closer
 from paycore.jobs.ender import Ender
 from paycore.jobs.gate import ChannelGate
 from paycore.jobs.recoverer import Recoverer
-from paycore.jobs.refunder import Refunder
+from paycore.jobs.refunder import Refunder, RefundLimits
 from paycore.jobs.runner import Job
 from paycore.jobs.slices import Slices
 from paycore.metrics import Metrics
@@ -52,9 +52,10 @@ class Planned(NamedTuple):
 def build_jobs(settings: Settings, core: Core, names: Collection[JobName] | None = None) -> list[Planned]:
     """Build the jobs that the settings name, or those of ``names``."""
     wanted = settings.jobs if names is None else names
-    every: dict[JobName, Planned] = {"refunder": Planned(_refunder(settings, core), settings.refund_interval_ms)}
     gate = ChannelGate(core.registry.traits, core.clock)
     slices = Slices(core.store, core.writer, core.clock, new_token, settings.repair_lease_seconds * 1_000)
+    refunder = _refunder(settings, core, gate, slices)
+    every: dict[JobName, Planned] = {"refunder": Planned(refunder, settings.refund_interval_ms)}
     closer, recoverer, ender = _about_attempts(settings, core, gate, slices)
     every["closer"] = Planned(closer, settings.repair_interval_ms)
     every["recoverer"] = Planned(recoverer, settings.repair_interval_ms)
@@ -62,18 +63,22 @@ def build_jobs(settings: Settings, core: Core, names: Collection[JobName] | None
     return [planned for name, planned in every.items() if name in wanted]
 
 
-def _refunder(settings: Settings, core: Core) -> Refunder:
+def _refunder(settings: Settings, core: Core, gate: ChannelGate, slices: Slices) -> Refunder:
     return Refunder(
-        core.store,
-        core.writer,
-        core.conversations,
-        core.close,
+        store=core.store,
+        writer=core.writer,
+        conversations=core.conversations,
+        slices=slices,
+        gate=gate,
         clock=core.clock,
         metrics=core.metrics,
-        new_token=new_token,
-        retry_ms=settings.refund_retry_ms,
-        lease_ms=core.lease_ms,
-        late_grace_ms=settings.late_grace_ms,
+        draw=secrets.randbelow,
+        limits=RefundLimits(
+            retry_ms=settings.refund_retry_ms,
+            longest_ms=settings.refund_longest_seconds * 1_000,
+            attention_ms=settings.refund_attention_seconds * 1_000,
+            lease_ms=core.lease_ms,
+        ),
     )
 
 

@@ -167,6 +167,7 @@ async def _read_backlog(store: Store, metrics: Metrics, clock: Clock) -> None:
         # The gauges keep their last values; readiness tells of the database.
         return
     metrics.quarantine_open.set(backlog.quarantine_open)
+    metrics.refunds_need_attention.set(backlog.refunds_need_attention)
     oldest_at_ms = backlog.oldest_refund_at_ms
     age_ms = 0 if oldest_at_ms is None else max(0, clock.now_ms() - oldest_at_ms)
     metrics.refund_oldest_unfinished_age_seconds.set(age_ms / 1_000)

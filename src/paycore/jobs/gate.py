@@ -70,6 +70,10 @@ class ChannelGate:
         """Whether there is no point in claiming work for this channel now."""
         return self._turnstile(channel).rests()
 
+    def silent(self) -> list[str]:
+        """Return the channels that are resting."""
+        return [channel for channel, turnstile in self._turnstiles.items() if turnstile.rests()]
+
     def _turnstile(self, channel: str) -> "_Turnstile":
         found = self._turnstiles.get(channel)
         if found is None:

@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 from paycore.domain.verdicts import AttemptState
 from paycore.store import tables
-from paycore.store.protocol import Backlog, CaptureKey, DueRefund
+from paycore.store.protocol import Backlog, CaptureKey
 from paycore.store.rows import (
     MAX_QUARANTINE_IN_FILE,
     ChannelOrderRow,
@@ -210,34 +210,8 @@ def expired_with_excess(connection: Connection, expired_before_ms: int, limit: i
     return list(connection.execute(statement).scalars())
 
 
-def due_refunds(connection: Connection, slices: Sequence[int], now_ms: int, limit: int) -> list[DueRefund]:
-    """Refund tries of these shares without a final word that are due and leased by nobody, longest due first."""
-    refund, tries, attempt = tables.refund, tables.refund_try, tables.channel_order
-    statement = (
-        select(refund, attempt, tries)
-        .join(tries, and_(tries.c.payment_id == refund.c.payment_id, tries.c.refund_no == refund.c.refund_no))
-        .join(
-            attempt,
-            and_(attempt.c.payment_id == refund.c.payment_id, attempt.c.attempt == refund.c.attempt),
-        )
-        .where(
-            tables.REFUND_UNFINISHED,
-            tries.c.slice.in_(slices),
-            tries.c.next_at_ms <= now_ms,
-            tries.c.lease_until_ms <= now_ms,
-        )
-        .order_by(tries.c.next_at_ms)
-        .limit(limit)
-    )
-    first, second = len(refund.c), len(refund.c) + len(attempt.c)
-    return [
-        DueRefund(RefundRow(*row[:first]), ChannelOrderRow(*row[first:second]), RefundTryRow(*row[second:]))
-        for row in connection.execute(statement)
-    ]
-
-
 def backlog(connection: Connection) -> Backlog:
-    """Count open quarantine, and find the oldest refund that has no final word."""
+    """Count open quarantine, and find the refunds that have no final word."""
     evidence, refund, tries = tables.quarantine, tables.refund, tables.refund_try
     quarantine_open = connection.execute(
         select(func.count()).select_from(evidence).where(tables.QUARANTINE_OPEN)
@@ -247,7 +221,10 @@ def backlog(connection: Connection) -> Backlog:
         .join(tries, and_(tries.c.payment_id == refund.c.payment_id, tries.c.refund_no == refund.c.refund_no))
         .where(tables.REFUND_UNFINISHED)
     ).scalar_one()
-    return Backlog(quarantine_open, oldest)
+    attention = connection.execute(
+        select(func.count()).select_from(tries).where(tables.REFUND_UNFINISHED, tables.REFUND_NEEDS_ATTENTION)
+    ).scalar_one()
+    return Backlog(quarantine_open, oldest, attention)
 
 
 def superseded_condition(payment_id: int, before_attempt: int) -> ColumnElement[bool]:

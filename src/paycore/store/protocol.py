@@ -72,10 +72,14 @@ class CaptureKey(NamedTuple):
 
 
 class Backlog(NamedTuple):
-    """What is waiting, for the gauges. oldest_refund_at_ms: None when every refund is finished."""
+    """What is waiting, for the gauges. oldest_refund_at_ms: None when every refund is finished.
+
+    refunds_need_attention: unfinished ones that a person was told of.
+    """
 
     quarantine_open: int
     oldest_refund_at_ms: int | None
+    refunds_need_attention: int
 
 
 class FirstOutcomes(Protocol):
@@ -204,9 +208,18 @@ class WriteTransaction(Protocol):
         ...
 
     def claim_refunds(
-        self, slices: Sequence[int], now_ms: int, lease_until_ms: int, lease_token: str, limit: int
+        self,
+        slices: Sequence[int],
+        now_ms: int,
+        lease_until_ms: int,
+        lease_token: str,
+        limit: int,
+        resting: Collection[str] = (),
     ) -> list[DueRefund]:
-        """Lease the tries of these shares that are due, so that no other process sends them meanwhile."""
+        """Lease the tries of these shares that are due, longest due first, so that nobody else sends them meanwhile.
+
+        resting: channels whose refunds are left alone.
+        """
         ...
 
     def update_refund_try(self, row: RefundTryRow, *, lease_token: str) -> bool:
@@ -297,8 +310,8 @@ class Store(Protocol):
         """Tell whether a refund try is due and leased by nobody."""
         ...
 
-    def due_refund_slices(self, now_ms: int) -> list[int]:
-        """The shares of the payments that have a refund try which is due and leased by nobody."""
+    def due_refund_slices(self, now_ms: int, resting: Collection[str] = ()) -> list[int]:
+        """The shares that have a refund try which is due, leased by nobody and at no resting channel."""
         ...
 
     def oldest_due_refund_ms(self, now_ms: int) -> int | None:

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection
 
-from paycore.store import columns, lookups, tasks
+from paycore.store import columns, lookups, refunds, tasks
 from paycore.store.columns import IndexColumns
 from paycore.store.protocol import Backlog
 from paycore.store.rows import PaymentFile, PaymentRecord, TaskRow
@@ -47,11 +47,11 @@ class SqlReads(Protocol):
     def has_due_refunds(self, now_ms: int) -> bool:
         return bool(self.due_refund_slices(now_ms))
 
-    def due_refund_slices(self, now_ms: int) -> list[int]:
-        return self.read(lambda connection: tasks.due_refund_slices(connection, now_ms))
+    def due_refund_slices(self, now_ms: int, resting: Collection[str] = ()) -> list[int]:
+        return self.read(lambda connection: refunds.due_refund_slices(connection, now_ms, resting))
 
     def oldest_due_refund_ms(self, now_ms: int) -> int | None:
-        return self.read(lambda connection: tasks.oldest_due_refund_ms(connection, now_ms))
+        return self.read(lambda connection: refunds.oldest_due_refund_ms(connection, now_ms))
 
     def due_task_slices(self, kind: int, now_ms: int) -> list[int]:
         return self.read(lambda connection: tasks.due_task_slices(connection, kind, now_ms))

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from paycore.domain.verdicts import FINALLY_UNPAID, AttemptState
-from paycore.store import columns, lookups, tables, tasks
+from paycore.store import columns, lookups, refunds, tables, tasks
 from paycore.store.columns import IndexColumns
 from paycore.store.protocol import CaptureKey, DueRefund, FailureNote, StoreBusyError
 from paycore.store.rows import (
@@ -252,10 +252,16 @@ class SqlTransaction:
         return lookups.excess_owing_refunds(self._connection, limit)
 
     def claim_refunds(
-        self, slices: Sequence[int], now_ms: int, lease_until_ms: int, lease_token: str, limit: int
+        self,
+        slices: Sequence[int],
+        now_ms: int,
+        lease_until_ms: int,
+        lease_token: str,
+        limit: int,
+        resting: Collection[str] = (),
     ) -> list[DueRefund]:
         claimed = []
-        for due in lookups.due_refunds(self._connection, slices, now_ms, limit):
+        for due in refunds.due_refunds(self._connection, slices, now_ms, limit, resting):
             last_try = due.last_try._replace(lease_until_ms=lease_until_ms, lease_token=lease_token)
             changes = {"new_lease_until_ms": lease_until_ms, "new_lease_token": lease_token}
             as_read = {f"read_{name}": getattr(due.last_try, name) for name in _CLAIM_READS}

@@ -197,6 +197,7 @@ refund_try = _table(
     CheckConstraint("state BETWEEN 1 AND 7", name="state"),
 )
 # Spelled with literals, here and in queries: a database uses a partial index only where it can see that it fits.
+REFUND_NEEDS_ATTENTION = refund_try.c.state == literal_column("7")
 REFUND_UNFINISHED = refund_try.c.state.in_([literal_column(str(number)) for number in (1, 2, 3, 7)])
 """Tries without a final word: PENDING, UNKNOWN, ACCEPTED, NEEDS_ATTENTION."""
 

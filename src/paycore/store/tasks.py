@@ -35,17 +35,11 @@ _AS_READ = (*_TASK_KEY, "next_at_ms", "looks")
 def due_task_slices(connection: Connection, kind: int, now_ms: int) -> list[int]:
     """The shares of the payments that have a task of a kind that is due."""
     task = tables.task
-    return _slices_with(connection, task, lambda slice_: _due(kind, slice_, now_ms))
+    return slices_with(connection, task, lambda slice_: _due(kind, slice_, now_ms))
 
 
-def due_refund_slices(connection: Connection, now_ms: int) -> list[int]:
-    """The shares that have a refund try which is due and leased by nobody."""
-    tries = tables.refund_try
-    due = and_(tables.REFUND_UNFINISHED, tries.c.next_at_ms <= now_ms, tries.c.lease_until_ms <= now_ms)
-    return _slices_with(connection, tries, lambda slice_: and_(tries.c.slice == slice_, due))
-
-
-def _slices_with(connection: Connection, table: Table, condition: Callable[[int], ColumnElement[bool]]) -> list[int]:
+def slices_with(connection: Connection, table: Table, condition: Callable[[int], ColumnElement[bool]]) -> list[int]:
+    """The shares in which a table has a row that fulfils a condition of the share."""
     # One look for each share: the index answers it whatever else lies there.
     looks = [select(literal(slice_)).where(exists(select(table.c.slice).where(condition(slice_)))) for slice_ in _ALL]
     return sorted(connection.execute(union_all(*looks)).scalars())
@@ -69,17 +63,11 @@ def due_tasks(connection: Connection, kind: int, slice_: int, now_ms: int, limit
 def oldest_due_task_ms(connection: Connection, kind: int, now_ms: int) -> int | None:
     """When the longest due task of a kind fell due; None where none is due."""
     task = tables.task
-    return _oldest(connection, [select(func.min(task.c.next_at_ms)).where(_due(kind, one, now_ms)) for one in _ALL])
+    return oldest(connection, [select(func.min(task.c.next_at_ms)).where(_due(kind, one, now_ms)) for one in _ALL])
 
 
-def oldest_due_refund_ms(connection: Connection, now_ms: int) -> int | None:
-    """When the longest due refund try fell due; None where none is due."""
-    tries = tables.refund_try
-    due = and_(tables.REFUND_UNFINISHED, tries.c.next_at_ms <= now_ms)
-    return _oldest(connection, [select(func.min(tries.c.next_at_ms)).where(tries.c.slice == one, due) for one in _ALL])
-
-
-def _oldest(connection: Connection, looks: Iterable[Select[Any]]) -> int | None:
+def oldest(connection: Connection, looks: Iterable[Select[Any]]) -> int | None:
+    """The earliest of the times that each look finds; None where none does."""
     return min((at_ms for at_ms in connection.execute(union_all(*looks)).scalars() if at_ms is not None), default=None)
 
 

@@ -40,15 +40,17 @@ def _intent(excess: ExcessRow, stamp: Stamp) -> RefundIntent:
     return RefundIntent(refund, new_try(refund, seq=1, next_at_ms=stamp.recorded_at_ms, stamp=stamp))
 
 
-def new_try(refund: RefundRow, *, seq: int, next_at_ms: int, stamp: Stamp) -> RefundTryRow:
-    """Build a try that waits to be sent."""
+def new_try(
+    refund: RefundRow, *, seq: int, next_at_ms: int, stamp: Stamp, state: RefundState = RefundState.PENDING
+) -> RefundTryRow:
+    """Build a try that waits to be sent. state: NEEDS_ATTENTION where a person was told of its refund already."""
     return RefundTryRow(
         refund.payment_id,
         refund.refund_no,
         seq,
         format_channel_refund_no(refund.payment_id, refund.refund_no, seq),
         slice_of(refund.payment_id),
-        RefundState.PENDING,
+        state,
         stamp.recorded_at_ms,
         0,
         next_at_ms,
