@@ -5,7 +5,9 @@ from collections.abc import Collection
 from typing import NamedTuple, TypedDict
 
 from paycore.app.core import Core, new_token
+from paycore.channels.simbank_books import SimbankBooks
 from paycore.domain.clock import Clock
+from paycore.jobs.auditor import Auditor, Turns
 from paycore.jobs.backoff import Draw
 from paycore.jobs.closer import Closer
 from paycore.jobs.ender import Ender
@@ -20,6 +22,9 @@ from paycore.store.protocol import Store
 from paycore.usecases.attempts import Conversations
 from paycore.usecases.tasks import Schedule
 from paycore.usecases.writer import Writer
+
+_AUDIT_UNASKED_MS = 3_600_000
+"""How often `paycore run auditor` audits where no interval is set."""
 
 
 class _Common(TypedDict):
@@ -60,7 +65,23 @@ def build_jobs(settings: Settings, core: Core, names: Collection[JobName] | None
     every["closer"] = Planned(closer, settings.repair_interval_ms)
     every["recoverer"] = Planned(recoverer, settings.repair_interval_ms)
     every["ender"] = Planned(ender, settings.repair_interval_ms)
+    if names is not None or settings.audit_interval_seconds:
+        every["auditor"] = _auditor(settings, core, in_turns=names is None)
     return [planned for name, planned in every.items() if name in wanted]
+
+
+def _auditor(settings: Settings, core: Core, *, in_turns: bool) -> Planned:
+    """in_turns: one of all servers audits in each interval; else, where somebody asked for it, this process does."""
+    every_ms = settings.audit_interval_seconds * 1_000 or _AUDIT_UNASKED_MS
+    url, timeout_ms = settings.simbank_url, settings.channel_timeout_ms
+    auditor = Auditor(
+        store=core.store,
+        clock=core.clock,
+        metrics=core.metrics,
+        open_books=None if url is None else lambda: SimbankBooks(url, timeout_ms),
+        turns=Turns(core.writer, every_ms, new_token) if in_turns else None,
+    )
+    return Planned(auditor, every_ms)
 
 
 def _refunder(settings: Settings, core: Core, gate: ChannelGate, slices: Slices) -> Refunder:
