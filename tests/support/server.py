@@ -52,12 +52,14 @@ class ServerProcess:
     db_path: created and migrated at the first start unless it is there. env: PAYCORE_ settings and failpoints.
     arguments: more flags. `address` and `metrics_address` are ``host:port``, known once it has started; a restart
     takes the same ones again, so that clients and forwarders need not be told. `ready_path` is the file that says so.
+    `program` is what is run, paycore itself unless it is set to something around it.
     """
 
     def __init__(self, db_path: Path, *, env: Mapping[str, str] | None = None, arguments: Sequence[str] = ()) -> None:
         self.db_path = db_path
         self.env = dict(env or {})
         self.arguments = list(arguments)
+        self.program = [str(PAYCORE)]
         self.address = "127.0.0.1:0"
         self.metrics_address = "127.0.0.1:0"
         self.ready_path = db_path.with_name(f"{db_path.name}.{id(self):x}.ready.json")
@@ -85,7 +87,7 @@ class ServerProcess:
         if not self.db_path.exists():
             migrate(self.url)
         self.ready_path.unlink(missing_ok=True)
-        command = [str(PAYCORE), "serve", "--db", self.url, "--listen", self.address]
+        command = [*self.program, "serve", "--db", self.url, "--listen", self.address]
         command += ["--metrics-listen", self.metrics_address, "--ready-file", str(self.ready_path), *self.arguments]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
