@@ -197,7 +197,9 @@ class Refunder:
             limit=room,
             resting=self._gate.silent(),
         )
-        return await self._writer.run(claim)
+        claimed = await self._writer.run(claim)
+        failpoint("refunder.claimed")
+        return claimed
 
     # One step of one try
 
@@ -209,6 +211,7 @@ class Refunder:
             return due
         if progress is None:
             return due
+        failpoint("refunder.looked")
         await self._record(due, progress)
         tally.count(done=progress.state in REFUND_DONE)
         return None
