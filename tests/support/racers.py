@@ -13,7 +13,7 @@ import json
 import os
 import resource
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +26,8 @@ from paycore.usecases.close import InsertClosed
 from paycore.usecases.pay_open import OpenAttempt
 from tests.support.clock import ShiftedClock
 from tests.support.core import CHANNEL, LIMITS, Core, as_url, pay_command, read_all
+from tests.support.quarantine import a_book, an_examiner, verdicts_of
+from tests.support.repair import Repair
 from tests.support.simbank import adapter
 from tests.support.units import Load
 
@@ -44,12 +46,15 @@ SECONDS = 20.0
 class Racer:
     """One process with a writer of its own on the database. Its index starts cold.
 
-    bank_url: where its banks are; none without. failpoints: name -> action, in place of the pause there;
-    ``name*N`` for the N-th passage.
+    bank_url: where its banks are; none without. gates: more places where it can be held. failpoints: name -> action, in
+    place of the pause there; ``name*N`` for the N-th passage.
     """
 
-    def __init__(self, database: Path | str, folder: Path, *, bank_url: str = "", **failpoints: str) -> None:
+    def __init__(
+        self, database: Path | str, folder: Path, *, bank_url: str = "", gates: Sequence[str] = (), **failpoints: str
+    ) -> None:
         self._bank_url = bank_url
+        self._gates = (*POINTS, *gates)
         self._url = as_url(database)
         self.on_postgresql = self._url.startswith("postgresql")
         self._folder = folder
@@ -60,9 +65,9 @@ class Racer:
 
     async def start(self) -> Self:
         self._folder.mkdir(exist_ok=True)
-        for point in POINTS:
+        for point in self._gates:
             self.open(point)
-        pauses = dict.fromkeys(POINTS, f"pause:{self._folder}")
+        pauses = dict.fromkeys(self._gates, f"pause:{self._folder}")
         for place in self._failpoints:
             pauses.pop(place.partition("*")[0], None)
         armed = ",".join(f"{place}={action}" for place, action in {**pauses, **self._failpoints}.items())
@@ -83,7 +88,7 @@ class Racer:
 
     async def stop(self) -> None:
         assert self._process is not None
-        for point in POINTS:
+        for point in self._gates:
             self.open(point)
         if self._process.returncode is None:
             self._process.kill()
@@ -155,7 +160,8 @@ async def two_racers(database: Path | str, folder: Path) -> AsyncIterator[tuple[
 def payment_rows(database: Path | str, payment_id: int) -> dict[str, list[Any]]:
     """Every row about one payment, sorted; tables without any are left out."""
     rows = {
-        name: sorted(row for row in found if row.payment_id == payment_id) for name, found in read_all(database).items()
+        name: sorted(row for row in found if getattr(row, "payment_id", None) == payment_id)
+        for name, found in read_all(database).items()
     }
     return {name: found for name, found in rows.items() if found}
 
@@ -167,7 +173,8 @@ class _Process:
         # A second process waits for the lock in steps that a test can afford.
         engine.BUSY_TIMEOUT_MS = postgresql_server.LOCK_TIMEOUT_MS = 100
         channels = {CHANNEL: adapter(bank_url, 5_000)} if bank_url else {}
-        self.core = Core(url, clock=ShiftedClock(), channels=channels)
+        self.clock = ShiftedClock()
+        self.core = Core(url, clock=self.clock, channels=channels)
 
     async def serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -216,6 +223,20 @@ class _Process:
         await self.core.refunder.run_once()
         return "passed"
 
+    async def do_advance(self, by_ms: int) -> int:
+        """Set the clock ahead; return what it says."""
+        self.clock.advance(by_ms)
+        return self.clock.now_ms()
+
+    async def do_run(self, job: str) -> list[Any]:
+        """Make one pass of a job about attempts; return what it came to."""
+        return list((await Repair(self.core).run(job))[0])
+
+    async def do_pay(self, order_no: str, account: str, within_ms: int = 8_000) -> list[Any]:
+        """Pay; return what is to be done next, the payment and the attempt."""
+        result = await self.core.pay(pay_command(order_no, account), within_ms=within_ms)
+        return [result.next_action.name, result.payment.payment_id, result.attempt.attempt]
+
     async def do_make(self, attempts: list[str], ended: list[int]) -> int:
         """Return the id of a new payment whose attempts named in ``ended`` are finally unpaid."""
         return await self.core.make_payment(*attempts, states=dict.fromkeys(ended, AttemptState.CLOSED))
@@ -230,6 +251,16 @@ class _Process:
         """Return the outcome's state that the payment has afterwards."""
         unit = InsertClosed(payment_id, CloseReason.MERCHANT, self.core.registry.code)
         return (await self.core.writer.run(unit)).state.name
+
+    async def do_examine(self) -> list[int]:
+        """Make one pass over quarantine; return how many rows it closed and left."""
+        result = await an_examiner(self.core).run_once()
+        return [result.done, result.put_off]
+
+    async def do_confirm(self, quarantine_id: str) -> str:
+        """Confirm evidence on a person's word; return the last verdict on record."""
+        row = await a_book(self.core).resolve(quarantine_id, verdict="confirmed", reason="a test", who="tester")
+        return verdicts_of(row)[-1]
 
     async def do_open(self, order_no: str, account: str) -> list[Any]:
         """Write what Pay writes first; return the step that it takes next, the payment and the attempt."""
