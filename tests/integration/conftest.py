@@ -44,3 +44,18 @@ async def patient_town(street: Street, db_url: str) -> AsyncIterator[Town]:
     """The same with an adapter that waits as long as a test needs to do something meanwhile."""
     async with a_town(db_url, street, timeout_ms=15_000) as town:
         yield town
+
+
+@pytest.fixture
+async def alone(tmp_path: Path, db_url: str) -> AsyncIterator[Town]:
+    """A town whose bank keeps books for nobody else."""
+    receiver = Receiver()
+    try:
+        with (
+            bank_process(tmp_path, f"{receiver.url}/notifications") as bank,
+            Driver(bank.url) as driver,
+        ):
+            async with a_town(db_url, Street(bank, driver, receiver)) as town:
+                yield town
+    finally:
+        receiver.close()

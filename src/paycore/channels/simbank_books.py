@@ -25,7 +25,9 @@ class SimbankBooks:
 
     channel = "simbank"
 
-    def __init__(self, base_url: str, timeout_ms: int) -> None:
+    def __init__(self, base_url: str, timeout_ms: int, page_orders: int = PAGE_ORDERS) -> None:
+        """base_url: where the banks listen. timeout_ms: for connecting, and for each silence of an answer."""
+        self._page_orders = page_orders
         # A proxy of the environment would be asked for a loopback address.
         self._http = httpx.AsyncClient(base_url=base_url.rstrip("/"), timeout=timeout_ms / 1000, trust_env=False)
 
@@ -37,11 +39,11 @@ class SimbankBooks:
         for account in await self.accounts():
             after = ""
             while True:
-                orders = await self._read(account, {"limit": str(PAGE_ORDERS), "after": after})
+                orders = await self._read(account, {"limit": str(self._page_orders), "after": after})
                 if orders:
                     yield orders
                     after = orders[-1].channel_order_no
-                if len(orders) < PAGE_ORDERS:
+                if len(orders) < self._page_orders:
                     break
 
     async def orders(self, account: str, channel_order_nos: Sequence[str]) -> Sequence[BookOrder]:
