@@ -129,6 +129,11 @@ class Metrics:
         self.quarantine_open = self._gauge(
             "paycore_quarantine_open", "Evidence in quarantine that nobody has resolved.", "mostrecent"
         )
+        self.quarantine_oldest_open_age_seconds = self._gauge(
+            "paycore_quarantine_oldest_open_age_seconds",
+            "Age of the oldest evidence in quarantine that nobody has resolved; 0 when there is none.",
+            "mostrecent",
+        )
         self.quarantine_throttled = Counter(
             "paycore_quarantine_throttled",
             "Notifications refused because their source has filled its share of the quarantine.",

@@ -168,6 +168,9 @@ async def _read_backlog(store: Store, metrics: Metrics, clock: Clock) -> None:
         return
     metrics.quarantine_open.set(backlog.quarantine_open)
     metrics.refunds_need_attention.set(backlog.refunds_need_attention)
-    oldest_at_ms = backlog.oldest_refund_at_ms
-    age_ms = 0 if oldest_at_ms is None else max(0, clock.now_ms() - oldest_at_ms)
-    metrics.refund_oldest_unfinished_age_seconds.set(age_ms / 1_000)
+    metrics.refund_oldest_unfinished_age_seconds.set(_age_seconds(clock, backlog.oldest_refund_at_ms))
+    metrics.quarantine_oldest_open_age_seconds.set(_age_seconds(clock, backlog.oldest_quarantine_at_ms))
+
+
+def _age_seconds(clock: Clock, since_ms: int | None) -> float:
+    return 0 if since_ms is None else max(0, clock.now_ms() - since_ms) / 1_000

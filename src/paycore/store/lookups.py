@@ -213,9 +213,9 @@ def expired_with_excess(connection: Connection, expired_before_ms: int, limit: i
 def backlog(connection: Connection) -> Backlog:
     """Count open quarantine, and find the refunds that have no final word."""
     evidence, refund, tries = tables.quarantine, tables.refund, tables.refund_try
-    quarantine_open = connection.execute(
-        select(func.count()).select_from(evidence).where(tables.QUARANTINE_OPEN)
-    ).scalar_one()
+    quarantine_open, oldest_evidence = connection.execute(
+        select(func.count(), func.min(evidence.c.first_seen_at_ms)).where(tables.QUARANTINE_OPEN)
+    ).one()
     oldest = connection.execute(
         select(func.min(refund.c.recorded_at_ms))
         .join(tries, and_(tries.c.payment_id == refund.c.payment_id, tries.c.refund_no == refund.c.refund_no))
@@ -224,7 +224,7 @@ def backlog(connection: Connection) -> Backlog:
     attention = connection.execute(
         select(func.count()).select_from(tries).where(tables.REFUND_UNFINISHED, tables.REFUND_NEEDS_ATTENTION)
     ).scalar_one()
-    return Backlog(quarantine_open, oldest, attention)
+    return Backlog(quarantine_open, oldest, attention, oldest_evidence)
 
 
 def superseded_condition(payment_id: int, before_attempt: int) -> ColumnElement[bool]:

@@ -74,12 +74,14 @@ class CaptureKey(NamedTuple):
 class Backlog(NamedTuple):
     """What is waiting, for the gauges. oldest_refund_at_ms: None when every refund is finished.
 
-    refunds_need_attention: unfinished ones that a person was told of.
+    refunds_need_attention: unfinished ones that a person was told of. oldest_quarantine_at_ms: when the oldest open
+    evidence was first seen; None when none is open.
     """
 
     quarantine_open: int
     oldest_refund_at_ms: int | None
     refunds_need_attention: int
+    oldest_quarantine_at_ms: int | None
 
 
 class FirstOutcomes(Protocol):
