@@ -33,19 +33,23 @@ STORIES_TOLD: list[tuple[str, list[str], int]] = [
     ("b", ["ACCEPTED replayed", "written for both: nothing"], 4990),
     ("c1", ["CLOSED (MERCHANT)", "LATE", "8800 JPY REFUNDED at bank_a", "kept: 0 JPY at bank_a"], 0),
     ("c2", ["CLOSED (EXPIRED)", "LATE", "19.99 CNY REFUNDED at bank_b", "kept: 0.00 CNY at bank_b"], 0),
-    ("d", ["after expiry: OPEN", "ACCEPTED, payment PAID at bank_a", "sent back: nothing"], 12345),
-    ("e", ["MISMATCH, payment OPEN", "quarantine: 1 MISMATCH", "ACCEPTED, payment PAID at bank_b"], 9900),
+    ("d", ["asked at expiry: PAID at bank_a", "ACCEPTED replayed, payment PAID", "sent back: nothing"], 12345),
+    ("e", ["the wrong word: MISMATCH", "asked: PAID at bank_b", "quarantine: empty", "ACCEPTED replayed"], 9900),
     ("f", ["UNKNOWN x3", "1 kept, came 3 times"], 7700),
-    ("g", ["ACCEPTED, SECOND_CAPTURE", "1 SECOND_CAPTURE", "sent back: nothing", "66.00 CNY at bank_a"], 6600),
+    ("g", ["ACCEPTED, SECOND_CAPTURE", "33.00 CNY REFUNDED at bank_a", "empty", "kept: 33.00 CNY at bank_a"], 3300),
     ("h", ["not acknowledged", "ACCEPTED replayed, DUPLICATE", "250.00 CNY REFUNDED at bank_b", "unchanged"], 25000),
 ]
 
 # What is broken, the stories that must notice, and what one of them must have seen.
 BROKEN_SERVERS = [
     pytest.param(
-        "refund_interval_ms=600000", {"a", "c1", "c2", "h"}, ("c1", "8800 JPY PENDING at bank_a"), id="refunds_too_late"
+        "refund_interval_ms=600000",
+        {"a", "c1", "c2", "g", "h"},
+        ("c1", "8800 JPY PENDING at bank_a"),
+        id="refunds_too_late",
     ),
-    pytest.param("late_grace_ms=3600000", {"c2"}, ("c2", "ACCEPTED, payment PAID at bank_b"), id="expiry_not_held"),
+    pytest.param("late_grace_ms=3600000", {"c2", "d"}, ("c2", "after expiry: OPEN"), id="expiry_not_held"),
+    pytest.param("jobs=refunder", {"c2", "d", "e", "g"}, ("g", "the bank asked: nothing"), id="nobody_asks"),
     pytest.param(
         "failpoints=refunder.before_send=crash",
         {*"abdefgh", "c1", "c2"},

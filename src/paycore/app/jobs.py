@@ -11,15 +11,18 @@ from paycore.jobs.auditor import Auditor, Turns
 from paycore.jobs.backoff import Draw
 from paycore.jobs.closer import Closer
 from paycore.jobs.ender import Ender
+from paycore.jobs.examiner import Examiner
 from paycore.jobs.gate import ChannelGate
 from paycore.jobs.recoverer import Recoverer
 from paycore.jobs.refunder import Refunder, RefundLimits
 from paycore.jobs.runner import Job
 from paycore.jobs.slices import Slices
+from paycore.jobs.sweeper import Sweeper
 from paycore.metrics import Metrics
 from paycore.settings import JobName, Settings
 from paycore.store.protocol import Store
 from paycore.usecases.attempts import Conversations
+from paycore.usecases.judge_again import JudgeAgain
 from paycore.usecases.tasks import Schedule
 from paycore.usecases.writer import Writer
 
@@ -56,32 +59,65 @@ class Planned(NamedTuple):
 
 def build_jobs(settings: Settings, core: Core, names: Collection[JobName] | None = None) -> list[Planned]:
     """Build the jobs that the settings name, or those of ``names``."""
-    wanted = settings.jobs if names is None else names
+    wanted = _wanted(settings) if names is None else names
     gate = ChannelGate(core.registry.traits, core.clock)
     slices = Slices(core.store, core.writer, core.clock, new_token, settings.repair_lease_seconds * 1_000)
-    refunder = _refunder(settings, core, gate, slices)
-    every: dict[JobName, Planned] = {"refunder": Planned(refunder, settings.refund_interval_ms)}
     closer, recoverer, ender = _about_attempts(settings, core, gate, slices)
-    every["closer"] = Planned(closer, settings.repair_interval_ms)
-    every["recoverer"] = Planned(recoverer, settings.repair_interval_ms)
-    every["ender"] = Planned(ender, settings.repair_interval_ms)
-    if names is not None or settings.audit_interval_seconds:
-        every["auditor"] = _auditor(settings, core, in_turns=names is None)
+    every: dict[JobName, Planned] = {
+        "refunder": Planned(_refunder(settings, core, gate, slices), settings.refund_interval_ms),
+        "closer": Planned(closer, settings.repair_interval_ms),
+        "recoverer": Planned(recoverer, settings.repair_interval_ms),
+        "ender": Planned(ender, settings.repair_interval_ms),
+        "sweeper": Planned(_sweeper(settings, core, gate, slices), settings.sweep_interval_seconds * 1_000),
+        "examiner": Planned(_examiner(core, slices), settings.quarantine_interval_ms),
+        "auditor": Planned(_auditor(settings, core), settings.audit_interval_seconds * 1_000),
+    }
     return [planned for name, planned in every.items() if name in wanted]
 
 
-def _auditor(settings: Settings, core: Core, *, in_turns: bool) -> Planned:
-    """in_turns: one of all servers audits in each interval; else, where somebody asked for it, this process does."""
-    every_ms = settings.audit_interval_seconds * 1_000 or _AUDIT_UNASKED_MS
-    url, timeout_ms = settings.simbank_url, settings.channel_timeout_ms
-    auditor = Auditor(
+def _wanted(settings: Settings) -> set[JobName]:
+    """What a server runs. An audit reads everything: it is asked for by its interval."""
+    return {name for name in settings.jobs if name != "auditor" or settings.audit_interval_seconds}
+
+
+def _sweeper(settings: Settings, core: Core, gate: ChannelGate, slices: Slices) -> Sweeper:
+    return Sweeper(
+        store=core.store,
+        writer=core.writer,
+        conversations=core.conversations,
+        schedule=Schedule(core.registry.traits, settings.late_grace_ms),
+        slices=slices,
+        gate=gate,
+        clock=core.clock,
+        metrics=core.metrics,
+        full_ms=settings.sweep_full_seconds * 1_000,
+    )
+
+
+def _examiner(core: Core, slices: Slices) -> Examiner:
+    judge = JudgeAgain(
+        core.store,
+        core.writer,
+        core.conversations,
+        core.registry.code,
+        clock=core.clock,
+        metrics=core.metrics,
+        who="paycore",
+    )
+    return Examiner(store=core.store, writer=core.writer, judge=judge, slices=slices, clock=core.clock)
+
+
+def _auditor(settings: Settings, core: Core) -> Auditor:
+    every_ms = settings.audit_interval_seconds * 1_000
+    turns = Turns(core.writer, every_ms, new_token) if every_ms else None
+    books_url = settings.simbank_url
+    return Auditor(
         store=core.store,
         clock=core.clock,
         metrics=core.metrics,
-        open_books=None if url is None else lambda: SimbankBooks(url, timeout_ms),
-        turns=Turns(core.writer, every_ms, new_token) if in_turns else None,
+        open_books=None if books_url is None else lambda: SimbankBooks(books_url, settings.channel_timeout_ms),
+        turns=turns,
     )
-    return Planned(auditor, every_ms)
 
 
 def _refunder(settings: Settings, core: Core, gate: ChannelGate, slices: Slices) -> Refunder:

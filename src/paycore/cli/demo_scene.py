@@ -32,8 +32,8 @@ PLAY_ERRORS = (PaycoreRpcError, httpx.HTTPError, sqlite3.Error, BankError, Stage
 """What ends a story early: somebody did not answer, or answered what nobody can go on from."""
 
 _NOTIFY_TOTAL = re.compile(r'paycore_notify_total\{channel="[^"]*",outcome="([A-Z_]+)",replayed="(true|false)"\} (\d+)')
-_HOUSEKEEPING = frozenset({"writer"})
-"""Tables in which a server that does nothing updates rows, as a sign of life; of those only the number is compared."""
+_HOUSEKEEPING = frozenset({"writer", "lease", "sweep_mark", "sweep_pending", "task"})
+"""Tables in which a server to which nobody talks writes: signs of life, and what repair comes back to."""
 
 
 class Story(NamedTuple):
@@ -176,6 +176,10 @@ class Scene:
         heard = read_words(self.stage.metrics_url) - self._heard_before
         return ", ".join(word if count == 1 else f"{word} x{count}" for word, count in sorted(heard.items())) or "none"
 
+    def heard(self, word: str) -> str:
+        """Say a word where some notification since the last ``listen`` turned out to be it."""
+        return word if (read_words(self.stage.metrics_url) - self._heard_before)[word] else "not heard"
+
     def listen(self) -> None:
         """Count notifications from here on."""
         self._heard_before = read_words(self.stage.metrics_url)
@@ -241,16 +245,15 @@ def take_footprint(scene: Scene) -> Footprint:
     """Read every table and ask Query."""
     with closing(_read_only(scene.stage.db_path)) as connection:
         connection.execute("BEGIN")
-        names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        tables = {name: _digest(connection, name) for name in names}
+        names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        tables = {name: _digest(connection, name) for name in names - _HOUSEKEEPING}
     return Footprint(tables, scene.payment())
 
 
 def _digest(connection: sqlite3.Connection, table: str) -> str:
     # The name comes from the database's own list of tables.
     rows = sorted(map(repr, connection.execute(f'SELECT * FROM "{table}"')))  # noqa: S608
-    content = "" if table in _HOUSEKEEPING else hashlib.sha256("\n".join(rows).encode()).hexdigest()
-    return f"{len(rows)} rows {content}"
+    return f"{len(rows)} rows {hashlib.sha256(chr(10).join(rows).encode()).hexdigest()}"
 
 
 def _read_only(path: Path) -> sqlite3.Connection:

@@ -40,6 +40,11 @@ SERVER_SETTINGS: Mapping[str, str] = {
     "min_remaining_seconds": "0",
     "refund_interval_ms": "100",
     "refund_retry_ms": "300",
+    "repair_interval_ms": "100",
+    "quarantine_interval_ms": "1500",
+    # The stories tell of words that come late or never: nobody asks before they have been told.
+    "simbank_query_ladder_seconds": "60",
+    "simbank_min_close_age_seconds": "60",
 }
 """What differs from the server's defaults, by the setting's name."""
 
