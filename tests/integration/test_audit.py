@@ -20,7 +20,7 @@ from tests.support.books import run
 from tests.support.clock import ManualClock
 from tests.support.core import AMOUNT_MINOR, Core
 from tests.support.databases import make_database
-from tests.support.planted_rows import insert, kept_of, made_at_ms, refund_rows, try_row
+from tests.support.planted_rows import Capture, excess_row, insert, kept_of, made_at_ms, refund_rows, try_row
 from tests.support.planting import PLANTS, prepare
 
 BOTH = ("bank_a", "bank_b")
@@ -89,6 +89,18 @@ async def test_database_of_every_story_shows_nothing(town: Town) -> None:
     assert (tally.payments, tally.kept, tally.excess, tally.refunds) == (6, 2, 4, 3)
     assert (tally.waiting, tally.unfinished, report.quarantine_open) == (1, 1, 1)
     assert None not in {tally.oldest_waiting_at_ms, tally.oldest_unfinished_at_ms}
+
+
+async def test_captures_that_only_look_like_the_kept_one_show_nothing(db_url: str) -> None:
+    with Core(db_url, clock=ManualClock()) as core:
+        # Two banks may draw one number, and one attempt may have been paid twice.
+        payment_id = await core.make_payment(*BOTH)
+        for attempt in (1, 2):
+            await core.notify(core.word(payment_id, attempt, "SAME"))
+        second, at_ms = Capture(payment_id, 1, "OTHER"), core.clock.now_ms()
+        run(db_url, excess_row(second, at_ms), *refund_rows(second, at_ms))
+        report = await audited(core)
+        assert (found(report), report.tally.excess) == (Counter(), 2)
 
 
 async def test_merchants_refunds_count_until_they_have_finally_failed(db_url: str) -> None:

@@ -259,6 +259,11 @@ def _merchant_refunds(*amounts_minor: int, trade_no: str = "") -> Callable[[str,
     return break_it
 
 
+def _merchant_refund_in_yen(url: str, payment_id: int) -> None:
+    _merchant_refunds(1)(url, payment_id)
+    _changed("refund", "currency = 'JPY'")(url, payment_id)
+
+
 def _queried_paid(url: str, payment_id: int) -> None:
     run(url, insert("queried_paid", made_at_ms(url, payment_id) - _OLD_MS, payment_id=payment_id, attempt=1))
 
@@ -372,6 +377,13 @@ PLANTS: Mapping[str, Plant] = {
     "merchant_refund_of_a_closed_payment": Plant(
         "a refund of the merchant's where nothing is kept",
         _MERCHANT, None, _LATE, _merchant_refunds(1, trade_no="ANY")),
+    "merchant_refund_in_another_currency": Plant(
+        "a refund of the merchant's is in another currency than the kept capture",
+        _MERCHANT,
+        None,
+        _PAID,
+        _merchant_refund_in_yen,
+    ),
     "queried_paid": Plant(
         "the channel said that an attempt is paid, and no capture of it is on record",
         AuditKind.QUERIED_PAID_UNJUDGED, "queried_paid", _OPEN, _queried_paid),
