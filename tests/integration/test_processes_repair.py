@@ -17,7 +17,8 @@ from tests.support.core import AMOUNT_MINOR, VALIDITY_MS
 from tests.support.racers import Racer, payment_rows
 from tests.support.repair import SLICE_LEASE_MS, Repair
 
-ENDED, LEASED, CREATING = "close.attempts_ended", "ender.leased", "pay.before_create"
+ENDED, CREATING = "close.attempts_ended", "pay.before_create"
+TO_LEASE, LEASED = "ender.before_lease", "ender.leased"
 BEFORE_COMMIT = "store.before_commit"
 HOUR_MS = 3_600_000
 BOTH = ((1, "bank_a"), (2, "bank_b"))
@@ -59,7 +60,7 @@ class Race(NamedTuple):
 async def race(street: Street, db_url: str, tmp_path: Path) -> AsyncIterator[Race]:
     async with a_town(db_url, street) as town:
         first, second = (
-            Racer(db_url, tmp_path / name, bank_url=street.bank.url, gates=(ENDED, LEASED, CREATING))
+            Racer(db_url, tmp_path / name, bank_url=street.bank.url, gates=(ENDED, CREATING, TO_LEASE, LEASED))
             for name in ("first", "second")
         )
         await asyncio.gather(first.start(), second.start())
@@ -207,17 +208,15 @@ async def test_ender_that_holds_an_attempt_keeps_pay_from_handing_it_out(race: R
     assert states == {1: AttemptState.CLOSED, 2: AttemptState.OPEN, 3: AttemptState.OPEN}
 
 
-async def test_attempt_that_pay_is_taking_up_again_is_not_ended(race: Race) -> None:
-    """Pay has written that it wants the page again and has not committed; the ender comes for the same attempt."""
+async def test_attempt_that_pay_takes_up_again_under_the_ender_is_not_ended(race: Race) -> None:
+    """The ender has read that the attempt is to be ended, and is held before it takes its lease."""
     order_no, payment_id = await race.opened()
     await race.second.ask("pay", order_no=order_no, account="bank_b")
-    race.second.shut(BEFORE_COMMIT)
-    paying = race.second.ask("pay", order_no=order_no, account="bank_a")
-    await race.second.reached(BEFORE_COMMIT)
+    race.first.shut(TO_LEASE)
     ending = race.first.ask("run", job="ender")
-    await asyncio.sleep(0.2)
-    race.second.open(BEFORE_COMMIT)
-    assert await paying == ["REDIRECT", payment_id, 1]
+    await race.first.reached(TO_LEASE)
+    assert await race.second.ask("pay", order_no=order_no, account="bank_a") == ["REDIRECT", payment_id, 1]
+    race.first.open(TO_LEASE)
     await ending
     await race.first.ask("advance", by_ms=FIRST_REST_MS)
     await race.first.ask("run", job="ender")

@@ -68,6 +68,7 @@ class Ender(TaskJob):
         not_before_ms = self._schedule.end_at_ms(attempt)
         if self._clock.now_ms() < not_before_ms:
             return Step(not_before_ms)
+        failpoint("ender.before_lease")
         token = self._new_token()
         leased = await self._writer.run(ClaimEnd(attempt, lease_token=token, lease_ms=self._lease_ms))
         if leased is None:
