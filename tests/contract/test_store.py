@@ -15,6 +15,7 @@ from sqlalchemy import select
 from paycore.domain.ids import SLICES
 from paycore.domain.verdicts import AttemptState, CaptureSource, CloseReason, NotifyOutcome, PaymentState, RefundState
 from paycore.store import engine, postgresql_server, tables
+from paycore.store import evidence as evidence_store
 from paycore.store.engine import parse_database_url
 from paycore.store.outcomes import PlainOutcomes
 from paycore.store.protocol import (
@@ -586,7 +587,76 @@ def test_evidence_that_comes_again_is_counted_and_opened(store: Store, write: Wr
     file = store.load_file(1)
     assert file is not None
     assert file.quarantine == [evidence(payment_id=1, last_seen_at_ms=30_000, arrivals=3)]
-    assert store.backlog().quarantine_open == 2
+    backlog = store.backlog()
+    assert (backlog.quarantine_open, backlog.oldest_quarantine_at_ms) == (2, evidence().first_seen_at_ms)
+
+
+def test_evidence_judged_again_does_not_take_back_when_it_was_seen_last(store: Store, write: Writing) -> None:
+    write(lambda transaction: transaction.put_quarantine([evidence(last_seen_at_ms=30_000)]))
+    write(lambda transaction: transaction.put_quarantine([evidence(last_seen_at_ms=20_000)]))
+    (row,) = store.read(lambda connection: evidence_store.by_ids(connection, [evidence().quarantine_id]))
+    assert (row.last_seen_at_ms, row.arrivals) == (30_000, 2)
+
+
+def test_evidence_is_resolved_only_as_it_was_read(store: Store, write: Writing) -> None:
+    read = evidence()
+    write(lambda transaction: transaction.put_quarantine([read]))
+    moved = [
+        read._replace(arrivals=2),
+        read._replace(last_seen_at_ms=read.last_seen_at_ms + 1),
+        read._replace(is_open=0),
+        read._replace(resolutions='["another"]'),
+    ]
+
+    def resolve(row: QuarantineRow) -> bool:
+        (closed,) = write(
+            lambda transaction: transaction.run(lambda connection: evidence_store.resolve(connection, row, '["mine"]'))
+        )
+        return bool(closed)
+
+    assert not any(resolve(row) for row in moved)
+    assert resolve(read)
+    assert not resolve(read)
+    write(lambda transaction: transaction.put_quarantine([read._replace(last_seen_at_ms=40_000)]))
+    (row,) = store.read(lambda connection: evidence_store.by_ids(connection, [read.quarantine_id]))
+    assert (row.is_open, row.resolutions, row.arrivals) == (1, '["mine"]', 2)
+
+
+def test_evidence_is_read_page_by_page_by_age_and_by_the_beginning_of_its_id(store: Store, write: Writing) -> None:
+    rows = [
+        evidence(f"{number:064x}", first_seen_at_ms=at_ms, is_open=is_open)
+        for number, at_ms, is_open in ((1, 10, 1), (2, 10, 1), (3, 10, 1), (4, 20, 0), (5, 20, 1), (6, 30, 1))
+    ]
+    write(lambda transaction: transaction.put_quarantine(rows))
+
+    def between(place: tuple[int, str], until_ms: int, limit: int) -> list[int]:
+        after = evidence_store.Place(*place)
+        found = store.read(lambda connection: evidence_store.open_between(connection, after, until_ms, limit))
+        return [int(one.place.quarantine_id, 16) for one in found]
+
+    assert between((0, ""), 20, 2) == [1, 2]
+    assert between((10, rows[1].quarantine_id), 20, 9) == [3, 5]
+    assert between((10, ""), 10, 9) == [1, 2, 3]
+    assert between((20, "~"), 20, 9) == []
+    every = evidence_store.Place(0, "")
+    paged = store.read(lambda connection: evidence_store.page(connection, after=every, limit=9, only_open=False))
+    assert [row.quarantine_id for row in paged] == [row.quarantine_id for row in rows]
+    found = store.read(lambda connection: evidence_store.by_prefix(connection, "0" * 63))
+    assert [row.quarantine_id for row in found] == [rows[0].quarantine_id, rows[1].quarantine_id]
+    assert store.read(lambda connection: evidence_store.by_prefix(connection, f"{6:064x}")) == [rows[5]]
+
+
+def test_marks_of_the_examination_are_written_over(store: Store, write: Writing) -> None:
+    first = evidence_store.Mark(0, evidence_store.Place(5, "a"), 0)
+    moved = first._replace(place=evidence_store.Place(7, "b"))
+    other = evidence_store.Mark(7, evidence_store.Place(1, ""), 9)
+
+    def put(*marks: evidence_store.Mark) -> None:
+        write(lambda transaction: transaction.run(lambda connection: evidence_store.put_marks(connection, marks)))
+
+    put(first)
+    put(moved, other)
+    assert store.read(evidence_store.marks) == {0: moved, 7: other}
 
 
 def test_evidence_is_kept_byte_for_byte(store: Store, write: Writing) -> None:
@@ -617,17 +687,17 @@ def test_file_of_an_absent_payment_is_none(store: Store) -> None:
 
 
 def test_backlog_is_empty_then_tells_the_oldest_unfinished_refund(store: Store, write: Writing) -> None:
-    assert store.backlog() == (0, None, 0)
+    assert store.backlog() == (0, None, 0, None)
     for number, at_ms in ((1, 300), (2, 200), (3, 100)):
         row = refund(number, recorded_at_ms=at_ms)
         write(owe(row, a_try(row.payment_id)))
-    assert store.backlog() == (0, 100, 0)
+    assert store.backlog() == (0, 100, 0, None)
     done = a_try(3, state=RefundState.REFUNDED)
     write(lambda transaction: transaction.update_refund_try(done, lease_token=""))
-    assert store.backlog() == (0, 200, 0)
+    assert store.backlog() == (0, 200, 0, None)
     told = a_try(2, state=RefundState.NEEDS_ATTENTION)
     write(lambda transaction: transaction.update_refund_try(told, lease_token=""))
-    assert store.backlog() == (0, 200, 1)
+    assert store.backlog() == (0, 200, 1, None)
 
 
 # Two writers at once

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event
 
-from paycore.store import lookups, refunds, tasks
+from paycore.store import evidence, lookups, refunds, tasks
 from paycore.store.engine import parse_database_url
 from paycore.store.schema import migrate
 
@@ -30,6 +30,11 @@ READS: list[tuple[str, Callable[[Connection], Any], str]] = [
     ("is a task due", lambda connection: tasks.due_task_slices(connection, 1, 1), "ix_task_due"),
     ("oldest task due", lambda connection: tasks.oldest_due_task_ms(connection, 1, 1), "ix_task_due"),
     ("which tasks are due", lambda connection: tasks.due_tasks(connection, 1, 2, 1, 10), "ix_task_due"),
+    (
+        "evidence of an age",
+        lambda connection: evidence.open_between(connection, evidence.Place(5, "a"), 9, 10),
+        "ix_quarantine_open (first_seen_at_ms>? AND first_seen_at_ms<?)",
+    ),
     ("what is waiting: refunds", lookups.backlog, "ix_refund_try_unfinished"),
     ("what is waiting: quarantine", lookups.backlog, "ix_quarantine_open"),
 ]
