@@ -71,7 +71,7 @@ WHERE (o.state = 2 AND o.channel_trade_no = '') OR (o.state = 3 AND (o.channel_t
         """
 SELECT o.payment_id, o.attempt, o.channel_trade_no FROM o
 WHERE o.state = 2 AND NOT EXISTS (SELECT 1 FROM a WHERE a.payment_id = o.payment_id AND a.attempt = o.attempt)
-  AND EXISTS (SELECT 1 FROM payment n WHERE n.payment_id = o.payment_id)
+  AND EXISTS (SELECT 1 FROM p WHERE p.payment_id = o.payment_id)
 """,
     ),
     Check(
@@ -86,9 +86,9 @@ WHERE o.state = 2 AND (o.amount_minor <> p.amount_minor OR o.currency <> p.curre
     Check(
         AuditKind.KEPT_IS_EXCESS,
         """
-SELECT e.payment_id, e.attempt, e.channel_trade_no FROM e JOIN o
-  ON o.payment_id = e.payment_id AND o.attempt = e.attempt AND o.channel_trade_no = e.channel_trade_no
-WHERE o.state = 2
+SELECT e.payment_id, e.attempt, e.channel_trade_no FROM e
+WHERE EXISTS (SELECT 1 FROM o WHERE o.payment_id = e.payment_id AND o.attempt = e.attempt
+  AND o.channel_trade_no = e.channel_trade_no AND o.state = 2)
 """,
     ),
     Check(
@@ -101,8 +101,9 @@ WHERE NOT EXISTS (SELECT 1 FROM p WHERE p.payment_id = e.payment_id)
     Check(
         AuditKind.EXCESS_ATTEMPT_MISSING,
         """
-SELECT e.payment_id, e.attempt, e.channel_trade_no FROM e JOIN p ON p.payment_id = e.payment_id
+SELECT e.payment_id, e.attempt, e.channel_trade_no FROM e
 WHERE NOT EXISTS (SELECT 1 FROM a WHERE a.payment_id = e.payment_id AND a.attempt = e.attempt)
+  AND EXISTS (SELECT 1 FROM p WHERE p.payment_id = e.payment_id)
 """,
     ),
     Check(
