@@ -35,7 +35,9 @@ OVERLAP_MS = 60_000
 
 _PENDING_TOGETHER = 500
 _SEEN, _PAYMENTS = "seen", "payments"
-"""Names of marks: when writers were looked for, and up to which id payments were read. Each has one number, 0."""
+"""Names of marks: when writers were looked for, and up to which id payments were read."""
+_UP_TO, _GO_ON_FROM = 0, 1
+"""Of payments: the newest that was seen; where a pass did not come so far, from where the next one goes on, else 0."""
 
 
 class _News(NamedTuple):
@@ -46,10 +48,10 @@ class _News(NamedTuple):
 
 
 class _Payments(NamedTuple):
-    """What is new of payments. mark: up to which id they have been read. more: there are more."""
+    """What is new of payments. marks: how far they have been read. more: there are more."""
 
     looked: Looked
-    mark: int
+    marks: dict[int, int]
     more: bool
 
 
@@ -120,7 +122,7 @@ class Sweeper:
         payments = await self._look_at_payments(moment)
         failpoint("sweeper.before_mark")
         looked = looked.and_also(payments.looked).and_also(again)
-        marks = {**news.marks, _SEEN: {0: now_ms}, _PAYMENTS: {0: payments.mark}}
+        marks = {**news.marks, _SEEN: {0: now_ms}, _PAYMENTS: payments.marks}
         note = Note(self._schedule, marks, waiting=looked.waiting, whole=whole - looked.waiting.keys(), living=living)
         await self._writer.run(note)
         return looked, news.more or payments.more
@@ -147,17 +149,16 @@ class Sweeper:
         first = await asyncio.to_thread(
             self._store.read, lambda connection: _payments_from(connection, now_id, overlap)
         )
-        looked, end = NOTHING, first
+        looked = NOTHING
         for _ in range(self._parts_a_run):
             end, payment_ids = await asyncio.to_thread(
                 self._store.read, lambda connection, first=first: _untasked(connection, first, self._part, moment)
             )
             looked = looked.and_also(await self._looker.look(payment_ids, moment))
             if end == LAST_ID:
-                return _Payments(looked, await self._newest(now_id), more=False)
+                return _Payments(looked, {_UP_TO: await self._newest(now_id), _GO_ON_FROM: 0}, more=False)
             first = end + 1
-        # Such that the next pass begins where this one ends.
-        return _Payments(looked, end + overlap, more=True)
+        return _Payments(looked, {_GO_ON_FROM: first}, more=True)
 
     async def _newest(self, now_id: int) -> int:
         return await asyncio.to_thread(self._store.read, lambda connection: sweeps.newest(connection, now_id) or 0)
@@ -171,8 +172,8 @@ def _read_news(connection: Any, now_ms: int) -> _News:
 
 def _payments_from(connection: Any, now_id: int, overlap: int) -> int:
     """The lowest id that may not have been seen. A mark that lies ahead was made by a clock that was set back since."""
-    mark = sweeps.marks(connection, _PAYMENTS).get(0, now_id)
-    return max(0, min(mark, now_id) - overlap)
+    marks = sweeps.marks(connection, _PAYMENTS)
+    return marks.get(_GO_ON_FROM) or max(0, min(marks.get(_UP_TO, now_id), now_id) - overlap)
 
 
 def _untasked(connection: Any, first: int, part: int, moment: Moment) -> tuple[int, set[int]]:
