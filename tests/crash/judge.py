@@ -280,9 +280,10 @@ def _told_words(case: _Case, told: Told) -> Iterator[Finding]:
 
 def _stands(case: _Case, word: ToldWord) -> bool:
     order = parse_channel_order_no(word.channel_order_no)
-    if word.outcome in _IN_QUARANTINE:
-        return (word.account, word.channel_order_no, word.trade_no) in case.quarantined
-    assert order is not None, "words about no order of ours go to quarantine"
+    if (word.account, word.channel_order_no, word.trade_no) in case.quarantined and word.outcome in _IN_QUARANTINE:
+        return True
+    if order is None:
+        return False
     if word.outcome == NotifyOutcome.RECORDED.name:
         return (order.payment_id, order.attempt) in case.failed
     capture = (order.payment_id, order.attempt, word.trade_no)

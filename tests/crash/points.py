@@ -9,21 +9,21 @@ from typing import NamedTuple
 
 POINTS: Mapping[str, int] = {
     # Each commit, seen from the writer and from the store.
-    "writer.taken": 25,
-    "store.begun": 25,
-    "judge.outcomes_inserted": 25,
-    "store.before_commit": 25,
-    "store.committed": 25,
-    "writer.before_answer": 25,
+    "writer.taken": 12,
+    "store.begun": 12,
+    "judge.outcomes_inserted": 12,
+    "store.before_commit": 12,
+    "store.committed": 12,
+    "writer.before_answer": 12,
     # Each answer.
-    "rpc.Pay.before_answer": 8,
-    "rpc.Notify.before_answer": 8,
+    "rpc.Pay.before_answer": 5,
+    "rpc.Notify.before_answer": 5,
     "rpc.NotifyBatch.before_answer": 2,
     "rpc.Query.before_answer": 5,
     "rpc.Close.before_answer": 2,
     # Each call of a channel, and what its callers do with the answer.
-    "channel.create.before": 8,
-    "channel.create.after": 8,
+    "channel.create.before": 5,
+    "channel.create.after": 5,
     "channel.query.before": 4,
     "channel.query.after": 4,
     "channel.close.before": 2,
@@ -34,12 +34,17 @@ POINTS: Mapping[str, int] = {
     "channel.query_refund.after": 3,
     "close.attempts_ended": 2,
     # The jobs, between their steps.
-    "slices.claimed": 8,
+    "slices.claimed": 6,
+    "refunder.claimed": 3,
+    "refunder.looked": 4,
     "closer.looked": 2,
     "recoverer.looked": 3,
     "ender.leased": 1,
     "ender.looked": 1,
     "conversation.paid_noted": 2,
+    "sweeper.before_mark": 2,
+    "examiner.looked": 1,
+    "confirm.written": 1,
 }
 """Name -> up to which passage after a start it may strike; the passage itself is drawn anew at each start."""
 
@@ -50,6 +55,9 @@ SAME = {
     "conversation.after_query": "channel.query.after",
     "conversation.before_close": "channel.close.before",
     "conversation.after_close": "channel.close.after",
+    "ender.before_lease": "slices.claimed",
+    "examiner.judged": "writer.before_answer",
+    "examiner.before_confirm": "channel.query.after",
     "refunder.before_send": "channel.refund.before",
     "refunder.after_send": "channel.refund.after",
 }
@@ -59,7 +67,7 @@ ELSEWHERE = ("simbank.",)
 """Points of other processes than the server's."""
 
 ENOUGH = 3
-"""How often each point must have struck."""
+"""How often each point must have struck in a run."""
 
 _CALLERS = ("rpc.", "writer.", "store.", "judge.")
 """Points that mean nothing unless somebody waits: an idle server passes them for its own heartbeat."""
@@ -84,10 +92,14 @@ class Plan(NamedTuple):
 
 
 class Tally:
-    """Draws the plans and counts what struck. One seed draws the same plans as long as the same points strike."""
+    """Draws the plans and counts what struck. One seed draws the same plans as long as the same points strike.
 
-    def __init__(self, draw: random.Random, points: Mapping[str, int] = POINTS) -> None:
+    enough: how often each point must strike.
+    """
+
+    def __init__(self, draw: random.Random, enough: int = ENOUGH, points: Mapping[str, int] = POINTS) -> None:
         self._draw = draw
+        self._enough = enough
         self._points = points
         self._plans = 0
         self._missed: Counter[str] = Counter()
@@ -103,7 +115,7 @@ class Tally:
 
     def missing(self) -> dict[str, int]:
         """The points that have not struck often enough, with how often they have."""
-        return {name: self.hits[name] for name in self._points if self.hits[name] < ENOUGH}
+        return {name: self.hits[name] for name in self._points if self.hits[name] < self._enough}
 
     def plan(self) -> Plan:
         """Draw how the next life ends."""

@@ -12,10 +12,11 @@ from typing import NamedTuple
 from tests.crash.calls import Calls
 from tests.crash.judge import Finding, judge, read_books, report
 from tests.crash.points import ENOUGH, Plan, Tally
-from tests.crash.stage import START_SECONDS, Server, Stage, set_up
+from tests.crash.stage import BROKEN, FOUND_BY_SWEEP, Server, Stage, set_up
 from tests.crash.stories import Day, Traffic, Users
 from tests.crash.told import Told
 from tests.support.core import read_all
+from tests.support.server import START_SECONDS, clean_environment
 
 AT_ONCE = 24
 """Stories under way at the same time."""
@@ -36,12 +37,16 @@ Say = Callable[[str], None]
 
 
 class Verdict(NamedTuple):
-    """What a run came to. missing: the points that struck too seldom. defects: lines of the server's own log."""
+    """What a run came to. missing: the points that struck too seldom. defects: lines of the server's own log.
+
+    repaired: how often a sweep found and put right what nothing before it had done.
+    """
 
     tally: Tally
     findings: list[Finding]
     missing: dict[str, int]
     defects: list[str]
+    repaired: int
     stories: int
     seconds: float
 
@@ -52,38 +57,50 @@ class Verdict(NamedTuple):
 
     def text(self) -> str:
         """All of it for people."""
-        lines = [self.tally.table(), f"{self.stories} stories in {self.seconds:.0f} s"]
+        lines = [
+            self.tally.table(),
+            f"{self.stories} stories in {self.seconds:.0f} s; sweeps put right {self.repaired} things",
+        ]
         if self.missing:
-            lines.append(f"struck fewer than {ENOUGH} times: {self.missing}")
+            lines.append(f"struck too seldom: {self.missing}")
         lines += ["the server's log:", *self.defects[:20]] if self.defects else []
         lines.append(report(self.findings) if self.findings else "nothing lost, nothing doubled, nothing missing")
         return "\n".join(lines)
 
 
-async def crash(url: str, folder: Path, *, kills: int, seed: int, say: Say = lambda _: None) -> Verdict:
-    """Kill a server on a migrated, empty database at least so many times; return what became of the money."""
+async def crash(
+    url: str, folder: Path, *, kills: int, seed: int, enough: int = ENOUGH, say: Say = lambda _: None
+) -> Verdict:
+    """Kill a server on a migrated, empty database at least so many times; return what became of the money.
+
+    enough: how often each point must strike.
+    """
     started = time.monotonic()
     with set_up(url, folder) as stage:
-        run = _Run(stage, random.Random(seed), say)
+        run = _Run(stage, random.Random(seed), enough, say)
         try:
             await run.kill(kills)
             findings = await run.settle()
         finally:
             await run.aclose()
-        defects = stage.server.defects()
-    return Verdict(run.tally, findings, run.tally.missing(), defects, run.traffic.told, time.monotonic() - started)
+        log = stage.server.log().splitlines()
+    defects = [line for line in log if any(word in line for word in BROKEN)]
+    repaired = sum(FOUND_BY_SWEEP in line for line in log)
+    seconds = time.monotonic() - started
+    return Verdict(run.tally, findings, run.tally.missing(), defects, repaired, run.traffic.told, seconds)
 
 
 class _Run:
     """Traffic, kills and judgement over one stage."""
 
-    def __init__(self, stage: Stage, draw: random.Random, say: Say) -> None:
+    def __init__(self, stage: Stage, draw: random.Random, enough: int, say: Say) -> None:
         self._server: Server = stage.server
+        self._bank_url = stage.bank_url
         self._say = say
         self._told = Told()
         self._calls = Calls(stage.server.address, self._told, draw)
         self._users = Users(stage.bank_url)
-        self.tally = Tally(random.Random(draw.getrandbits(64)))
+        self.tally = Tally(random.Random(draw.getrandbits(64)), enough)
         self.traffic = Traffic(Day(self._calls, self._users, draw, f"{draw.getrandbits(32):08x}"), AT_ONCE)
         self._stories = asyncio.create_task(self.traffic.run())
 
@@ -144,7 +161,21 @@ class _Run:
         if findings:
             return findings
         await asyncio.sleep(_STILL_SECONDS)
-        return await self._judge()
+        return [*await self._judge(), *await self._audit()]
+
+    async def _audit(self) -> list[Finding]:
+        """Ask paycore's own audit too: by now it must find nothing."""
+        command = ["audit", "--db", self._server.url, "--books", self._bank_url, "--json"]
+        process = await asyncio.create_subprocess_exec(
+            *self._server.program,
+            *command,
+            env=clean_environment(),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await process.communicate()
+        return [] if process.returncode == 0 else [Finding("paycore audit", said.decode(errors="replace"))]
 
     async def _judge(self) -> list[Finding]:
         books = read_books(await self._users.books())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.crash.points import Plan
-from tests.support.server import START_SECONDS, ServerProcess
+from tests.support.server import ServerProcess
 from tests.support.simbank import SECRETS, bank_process, running
 
 CHANNEL_TIMEOUT_MS = 600
@@ -24,16 +24,16 @@ SETTINGS = {
     "PAYCORE_MIN_VALIDITY_SECONDS": "1",
     "PAYCORE_MIN_REMAINING_SECONDS": "0",
     "PAYCORE_PAY_TIMEOUT_MS": "3000",
-    "PAYCORE_REFUND_INTERVAL_MS": "50",
+    "PAYCORE_REFUND_INTERVAL_MS": "100",
     "PAYCORE_REFUND_RETRY_MS": "100",
     "PAYCORE_REFUND_LONGEST_SECONDS": "2",
-    "PAYCORE_REPAIR_INTERVAL_MS": "50",
+    "PAYCORE_REPAIR_INTERVAL_MS": "200",
     # What was held by those who were killed is free again soon.
     "PAYCORE_REPAIR_LEASE_SECONDS": "2",
     "PAYCORE_SIMBANK_QUERY_LADDER_SECONDS": "1,1,2,3,5,8,13,21,34",
     "PAYCORE_SIMBANK_CALLS_PER_SECOND": "10000",
     "PAYCORE_SWEEP_INTERVAL_SECONDS": "1",
-    "PAYCORE_QUARANTINE_INTERVAL_MS": "200",
+    "PAYCORE_QUARANTINE_INTERVAL_MS": "300",
     "PAYCORE_QUARANTINE_BURST": "1000000",
     "PAYCORE_LOG_LEVEL": "warning",
 }
@@ -41,6 +41,9 @@ SETTINGS = {
 
 BROKEN = ("_broke", "Traceback")
 """What stands in the log of a server that has met a defect of its own."""
+
+FOUND_BY_SWEEP = '"sweep_found"'
+"""What stands in it where a sweep had something to put right."""
 
 
 class Server(ServerProcess):
@@ -76,10 +79,6 @@ class Server(ServerProcess):
             self.env.pop("PAYCORE_FAILPOINTS", None)
         self.launch()
 
-    def defects(self) -> list[str]:
-        """The lines of its log that tell of a defect."""
-        return [line for line in self.log().splitlines() if any(word in line for word in BROKEN)]
-
 
 def free_port() -> int:
     """A port that nobody listens on."""
@@ -109,6 +108,3 @@ def set_up(url: str, folder: Path) -> Iterator[Stage]:
                 yield Stage(server, bank.url)
             finally:
                 server.kill()
-
-
-__all__ = ["START_SECONDS", "Server", "Stage", "free_port", "set_up"]

@@ -282,6 +282,24 @@ async def lost_notification_then_closed(day: Day) -> None:
         await day.close(page)
 
 
+async def paid_twice_on_one_page(day: Day) -> None:
+    """The bank takes the money twice for one order of its own; only the bank itself can confirm it."""
+    order, (bank,) = day.order(), day.banks(1)
+    await day.users.plant(order.number, bank, pay_twice_on_page=True)
+    page = await day.open(order, bank)
+    if page is not None:
+        await day.users.pay(page)
+
+
+async def another_amount_taken(day: Day) -> None:
+    """The bank takes another amount than it was asked for."""
+    order, (bank,) = day.order(), day.banks(1)
+    await day.users.plant(order.number, bank, captured_amount_minor=order.amount_minor + 1)
+    page = await day.open(order, bank, validity_ms=5_000)
+    if page is not None:
+        await day.users.pay(page)
+
+
 async def told_by_a_gateway(day: Day) -> None:
     """A gateway of the company's own hands the words on: one by one and all together, some of them twice."""
     order, banks = day.order(), day.banks(2)
@@ -341,6 +359,8 @@ STORIES: dict[Story, int] = {
     paid_after_expiry: 1,
     lost_notification: 1,
     lost_notification_then_closed: 1,
+    paid_twice_on_one_page: 2,
+    another_amount_taken: 1,
     told_by_a_gateway: 3,
     told_a_wrong_amount: 1,
     told_of_nobody: 1,

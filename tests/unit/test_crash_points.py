@@ -13,12 +13,6 @@ SOURCE = Path(__file__).parents[2] / "src" / "paycore"
 RARE = {
     # A healthy server never comes by: the sweeps find nothing to put right.
     "sweeper.before_repair",
-    # Not run by servers so far.
-    "confirm.written",
-    "examiner.before_confirm",
-    "examiner.judged",
-    "examiner.looked",
-    "sweeper.before_mark",
 }
 
 _NAMED = re.compile(r'failpoint\((f?)"([^"]+)"\)')
@@ -50,7 +44,7 @@ def test_points_that_are_killed_at_are_all_in_the_source() -> None:
 
 
 def test_tally_lacks_a_point_until_it_has_struck_often_enough() -> None:
-    tally = Tally(random.Random(1), {"writer.taken": 1})
+    tally = Tally(random.Random(1), ENOUGH, {"writer.taken": 1})
     for count in range(ENOUGH):
         assert tally.missing() == {"writer.taken": count}
         tally.note(Plan("writer.taken", 1, 0), struck=True, cut_calls=1)
@@ -70,7 +64,7 @@ def test_tally_does_not_count_kills_of_an_idle_server() -> None:
 
 
 def test_tally_counts_a_point_that_did_not_strike_as_a_moment_only() -> None:
-    tally = Tally(random.Random(1), {"ender.leased": 8})
+    tally = Tally(random.Random(1), ENOUGH, {"ender.leased": 8})
     tally.note(Plan("ender.leased", 1, 0), struck=False, cut_calls=3)
     assert (tally.kills, tally.moments, tally.missing()) == (1, 1, {"ender.leased": 0})
 
