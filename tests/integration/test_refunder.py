@@ -15,6 +15,7 @@ from tests.support.bank import CHANNEL_TIMEOUT_MS, LEASE_MS, Street, Town, a_tow
 from tests.support.core import AMOUNT_MINOR, VALIDITY_MS, change, check_money_rules
 from tests.support.racers import Racer
 from tests.support.repair import Repair
+from tests.support.sweeping import Sweeps, delete_refunds
 
 ONCE: dict[str, Any] = {"value": True, "times": 1}
 BOTH = ((1, "bank_a"), (2, "bank_b"))
@@ -204,28 +205,13 @@ async def test_refund_that_is_missing_is_added_and_the_money_goes_back_once(
     doubled = await paid_twice(town)
     if when == "after_it_was_sent":
         await town.refund()
-    for table in tables:
-        change(town.core.url, text(f"DELETE FROM {table}"))
-    await town.refund(passes=2)
+    delete_refunds(town.core.url, doubled.payment_id, tables=tables)
+    await Sweeps(town.core).run()
+    await town.refund()
     refunded = [number for number, result in bank_refunds(town, doubled) if result == "REFUNDED"]
     assert refunded == [doubled.sent_no(1)]
     assert town.kept_minor(doubled.payment_id, *BOTH) == AMOUNT_MINOR
     check_money_rules(town.core.snapshot())
-
-
-async def test_missing_refund_is_counted_once(town: Town) -> None:
-    """Two excess captures, of which one lost its refund: only that one was missing."""
-    command = town.order()
-    for bank in ("bank_a", "bank_b", "bank_c"):
-        payment_id = (await town.core.pay(command._replace(account=bank))).payment.payment_id
-    for attempt, bank in enumerate(("bank_a", "bank_b", "bank_c"), start=1):
-        town.user_pays(payment_id, attempt, bank)
-        await town.hand_on(payment_id, attempt)
-    assert town.core.count("paycore_refunds_total", reason="DUPLICATE", state="PENDING") == 2
-    change(town.core.url, text("DELETE FROM refund WHERE attempt = 3"))
-    change(town.core.url, text("DELETE FROM refund_try WHERE refund_no LIKE 'X03%'"))
-    await town.refund()
-    assert town.core.count("paycore_refunds_total", reason="DUPLICATE", state="PENDING") == 3
 
 
 async def test_kept_capture_beside_its_own_excess_row_is_never_refunded(town: Town) -> None:
@@ -241,7 +227,8 @@ async def test_kept_capture_beside_its_own_excess_row_is_never_refunded(town: To
             " paid_at_ms, received_at_ms, source, recorded_at_ms, writer_no, group_no FROM payment_outcome"
         ),
     )
-    await town.refund(passes=2)
+    await Sweeps(town.core).full()
+    await town.refund()
     assert town.core.snapshot()["refund"] == set()
     assert town.kept_minor(payment_id, (1, "bank_a")) == AMOUNT_MINOR
     assert trade_no

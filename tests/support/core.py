@@ -23,6 +23,7 @@ from paycore.domain.decision import ABSENT_MS
 from paycore.domain.ids import NODE_COUNT, PaymentIds, format_channel_order_no
 from paycore.domain.notification import Notification, Verdict
 from paycore.domain.verdicts import AttemptState, ChannelResult, PayMethod
+from paycore.jobs.backoff import Draw
 from paycore.jobs.gate import ChannelGate
 from paycore.jobs.refunder import Refunder, RefundLimits
 from paycore.jobs.slices import Slices
@@ -175,6 +176,11 @@ class MakePayment:
         index_payment(index, self._record, self._accounts)
 
 
+def longest(_: int) -> int:
+    """Draw the longest wait each time: what is due is known to the millisecond."""
+    return 0
+
+
 class Core:
     """Store, index, writer and every use case on one database; started when entered, stopped on exit.
 
@@ -248,7 +254,7 @@ class Core:
         self.refunder = self.a_refunder()
         return self
 
-    def a_refunder(self, gate: ChannelGate | None = None, **limits: int) -> Refunder:
+    def a_refunder(self, gate: ChannelGate | None = None, draw: Draw = longest, **limits: int) -> Refunder:
         """Another refunder over the same writer, as another process has one. limits: RefundLimits other than here."""
         return Refunder(
             store=self.store,
@@ -258,8 +264,7 @@ class Core:
             gate=gate or ChannelGate(self.registry.traits, self.clock),
             clock=self.clock,
             metrics=self.metrics,
-            # The longest wait each time: what is due is known to the millisecond.
-            draw=lambda _: 0,
+            draw=draw,
             limits=self.refund_limits._replace(**limits),
         )
 

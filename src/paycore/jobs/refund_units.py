@@ -8,34 +8,8 @@ from paycore.domain.verdicts import REFUND_FINAL, RefundState
 from paycore.store import refunds
 from paycore.store.protocol import DueRefund, WriteTransaction
 from paycore.store.rows import RefundResultRow, RefundTryRow
-from paycore.usecases.refund import RefundIntent, derive_refunds, new_try, split_intents
+from paycore.usecases.refund import new_try
 from paycore.usecases.writer import UnindexedUnit
-
-
-class DeriveOwed(UnindexedUnit):
-    """Adds the derived refund to every excess that has an outcome and none; returns those it added."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-
-    def apply(self, transaction: WriteTransaction) -> list[RefundIntent]:
-        """Write the intents; the derived numbers make a repetition harmless."""
-        # Nothing is held: outcomes and excess never change, so what is owed once is owed for ever, and the refund's key
-        # takes one of those who add it at the same time.
-        owing = set(transaction.excess_owing_refunds(self._limit))
-        records = transaction.load_records(capture.payment_id for capture in owing)
-        intents = [
-            intent
-            for payment_id, record in records.items()
-            for intent in derive_refunds(
-                record,
-                [row for row in record.excess if (payment_id, row.attempt, row.channel_trade_no) in owing],
-                transaction.stamp,
-            )
-        ]
-        if intents:
-            transaction.insert_refunds(*split_intents(intents))
-        return intents
 
 
 class ClaimDue(UnindexedUnit):

@@ -28,7 +28,7 @@ from paycore.domain.verdicts import REFUND_DONE, NotifyOutcome, RefundState
 from paycore.failpoint import failpoint
 from paycore.jobs.backoff import Draw, backoff_ms
 from paycore.jobs.gate import ChannelGate, ChannelRestsError
-from paycore.jobs.refund_units import ClaimDue, DeriveOwed, Progress, RaiseAttention, RecordProgress, ReleaseTries
+from paycore.jobs.refund_units import ClaimDue, Progress, RaiseAttention, RecordProgress, ReleaseTries
 from paycore.jobs.runner import Pass, Tell, tell_nobody
 from paycore.jobs.slices import Held, Slices
 from paycore.metrics import Metrics
@@ -41,14 +41,9 @@ from paycore.usecases.writer import Writer
 IN_FLIGHT = 64
 """Refunds that one process works on at the same time. How many calls it makes at once is the gate's to say."""
 
-_BATCH = 100
 _OLD_BATCH = 500
 _OLD_EVERY_MS = 10_000
 """How often is looked for old refunds that no pass comes to, as those of a channel that is down."""
-
-_SHORT_LOOK_MS = 50
-_REST_PER_LOOK = 20
-"""A look over all excess that takes longer than the first is made again only after so many times as long."""
 
 _log = QuietLog()
 
@@ -112,35 +107,15 @@ class Refunder:
         self._metrics = metrics
         self._draw = draw
         self._limits = limits
-        self._rests_until_ms = 0
         self._looked_for_old_at_ms: int | None = None
 
     async def run_once(self, tell: Tell = tell_nobody) -> Pass:
         """Make one pass over what is due now. Raises StoreUnavailableError or ThrottledError."""
-        await self._look_over()
         tally, due_ms = _Tally(tell), self._clock.now_ms()
         more = await self._work_off(due_ms, tally)
         await self._look_for_old()
         oldest_ms = await asyncio.to_thread(self._store.oldest_due_refund_ms, due_ms)
         return Pass(tally.done, tally.put_off, 0 if oldest_ms is None else due_ms - oldest_ms, more)
-
-    async def _look_over(self) -> None:
-        """Find what the notify path left undone. That reads all excess, so a long look is followed by a longer rest."""
-        started_at_ms = self._clock.now_ms()
-        if started_at_ms < self._rests_until_ms:
-            return
-        await self._add_missing()
-        ended_at_ms = self._clock.now_ms()
-        took_ms = ended_at_ms - started_at_ms
-        self._rests_until_ms = ended_at_ms + took_ms * _REST_PER_LOOK if took_ms > _SHORT_LOOK_MS else 0
-
-    async def _add_missing(self) -> None:
-        # Looked for by a reader: the writer is asked only where there is something to write.
-        if not await asyncio.to_thread(self._store.owes_refunds):
-            return
-        for intent in await self._writer.run(DeriveOwed(_BATCH)):
-            self._count(intent.refund.reason, RefundState.PENDING)
-            _log.warning("refund_was_missing", payment_id=intent.refund.payment_id, refund_no=intent.refund.refund_no)
 
     # Taking work
 
