@@ -171,7 +171,7 @@ def assert_nobody_was_refused(servers: Servers, told: Told) -> None:
     """On SQLite, where writes are serial, a machine that is busy may keep a process from its turn for too long."""
     assert told.refused == 0 or not is_postgresql(servers.url)
     for peer in servers.all:
-        assert "refund_was_missing" not in peer.log()
+        assert "sweep_found" not in peer.log()
         # What is decided again met another process: no row and no group is ever refused for itself.
         assert peer.failed_commits().keys() <= {"busy"}
 

@@ -222,4 +222,4 @@ def test_pays_and_closes_of_the_same_payments_at_the_same_instant_leave_no_money
             ends[scene.check(payment_id, "")] += 1
     check_books(scene.url)
     assert ends.keys() == {"PAID", "CLOSED"}
-    assert not any("refund_was_missing" in peer.log() for peer in (scene.opener, scene.closer))
+    assert not any("sweep_found" in peer.log() for peer in (scene.opener, scene.closer))

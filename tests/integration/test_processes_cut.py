@@ -114,7 +114,7 @@ def test_connection_cut_at_any_step_acknowledges_nothing_that_is_not_durable_and
     check_books(scene.url)
     for peer in (scene.behind_link, scene.direct):
         assert peer.tell(*words) == [answer._replace(replayed=True) for answer in answers]
-        assert "refund_was_missing" not in peer.log()
+        assert "sweep_found" not in peer.log()
 
 
 def die_after_unanswered_commit(scene: Scene) -> list[int]:

@@ -58,7 +58,7 @@ class Scene(NamedTuple):
         assert [answer.outcome for answer in told[0]].count("ACCEPTED") == len(ids)
         assert not_settled_once(self.url, ids[0], ids[-1]) == []
         check_books(self.url)
-        assert not any("refund_was_missing" in peer.log() for peer in (self.frozen, self.other))
+        assert not any("sweep_found" in peer.log() for peer in (self.frozen, self.other))
 
 
 def scene_on(kind: str, folder: Path) -> Iterator[Scene]:

@@ -136,4 +136,4 @@ def test_random_history_over_three_servers_one_of_them_killed_keeps_the_money_ru
                 assert answer == Answer(judged[word.capture], True), word
         assert captures(url) == before
         check_books(url)
-        assert not any("refund_was_missing" in server.log() for server in servers)
+        assert not any("sweep_found" in server.log() for server in servers)
