@@ -69,7 +69,7 @@ def build_jobs(settings: Settings, core: Core, names: Collection[JobName] | None
         "recoverer": Planned(recoverer, settings.repair_interval_ms),
         "ender": Planned(ender, settings.repair_interval_ms),
         "sweeper": Planned(_sweeper(settings, core, gate, slices), settings.sweep_interval_seconds * 1_000),
-        "examiner": Planned(_examiner(core, slices), settings.quarantine_interval_ms),
+        "examiner": Planned(_examiner(core, gate, slices), settings.quarantine_interval_ms),
         "auditor": Planned(_auditor(settings, core), settings.audit_interval_seconds * 1_000),
     }
     return [planned for name, planned in every.items() if name in wanted]
@@ -94,17 +94,22 @@ def _sweeper(settings: Settings, core: Core, gate: ChannelGate, slices: Slices) 
     )
 
 
-def _examiner(core: Core, slices: Slices) -> Examiner:
-    judge = JudgeAgain(
+def _examiner(core: Core, gate: ChannelGate, slices: Slices) -> Examiner:
+    judge = build_judge(core, gate, "examiner")
+    return Examiner(store=core.store, writer=core.writer, judge=judge, slices=slices, clock=core.clock)
+
+
+def build_judge(core: Core, gate: ChannelGate, who: str) -> JudgeAgain:
+    """Build what judges evidence again, asking channels through the gate. who: stands in what it resolves."""
+    return JudgeAgain(
         core.store,
         core.writer,
-        core.conversations,
+        core.conversations.behind(gate.call),
         core.registry.code,
         clock=core.clock,
         metrics=core.metrics,
-        who="paycore",
+        who=who,
     )
-    return Examiner(store=core.store, writer=core.writer, judge=judge, slices=slices, clock=core.clock)
 
 
 def _auditor(settings: Settings, core: Core) -> Auditor:

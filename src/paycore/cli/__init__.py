@@ -46,6 +46,7 @@ VERBS = {
     "close": Verb("close", "close"),
     "run": Verb("run", "run"),
     "audit": Verb("audit", "audit"),
+    "quarantine": Verb("quarantine", "app"),
     "simbank": Verb("simbank", "simbank", "SIMBANK_EPILOG"),
     "forwarder": Verb("simbank", "forwarder", "FORWARDER_EPILOG"),
     "bench": Verb("bench", "app"),

@@ -85,7 +85,7 @@ class QuarantineBook:
         clock: Clock,
         metrics: Metrics,
     ) -> None:
-        self._reader = reader
+        self.reader = reader
         self._writer = writer
         self._judge = judge
         self._accounts = accounts
@@ -115,14 +115,14 @@ class QuarantineBook:
         EVIDENCE_MOVED (retryable) where a word arrived meanwhile.
         """
         _check(verdict, reason, who)
-        row = await asyncio.to_thread(self._reader.find, quarantine_id)
+        row = await asyncio.to_thread(self.reader.find, quarantine_id)
         resolution = Resolution(BY_A_PERSON[verdict], reason, who, self._clock.now_ms())
         if not await self._decide(row, resolution):
             raise PreconditionError(
                 "EVIDENCE_MOVED", "another word or verdict arrived meanwhile: look at it again", retryable=True
             )
         log_resolved(row, resolution)
-        return await asyncio.to_thread(self._reader.find, row.quarantine_id)
+        return await asyncio.to_thread(self.reader.find, row.quarantine_id)
 
     async def _decide(self, row: QuarantineRow, resolution: Resolution) -> bool:
         if resolution.verdict == ResolutionVerdict.CONFIRMED:
