@@ -72,6 +72,23 @@ async def twice_paid(town: Town, **faults: Any) -> int:
     return payment_id
 
 
+async def test_capture_of_an_order_that_is_not_ours_is_explained_by_the_word_that_lies_in_quarantine(
+    alone: Town,
+) -> None:
+    channel = adapter(str(alone.driver.http.base_url))
+    order_no = f"OTHER-{id(alone):x}"
+    await channel.create(an_order(order_no))
+    await channel.aclose()
+    (trade_no,) = [one["trade_no"] for one in alone.driver.pay(order_no)["captures"]]
+    alone.driver.settled(order_no)
+    assert breaks(await audited(alone)) == {(AuditKind.BOOK_CAPTURE_UNKNOWN, 0): 1}
+    word = alone.core.word(1, trade_no=trade_no)._replace(channel_order_no=order_no)
+    assert (await alone.core.notify(word)).outcome == NotifyOutcome.UNKNOWN
+    report = await audited(alone)
+    assert (breaks(report), on_its_way(report)) == ({}, {(PendingKind.CAPTURE_IN_QUARANTINE, 0): 1})
+    assert report.pending[0].details["account"] == "bank_a"
+
+
 async def test_books_of_every_story_agree_and_what_is_on_its_way_is_named(alone: Town) -> None:
     await opened(alone, "bank_a")
     await paid(alone)

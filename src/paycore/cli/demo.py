@@ -26,8 +26,8 @@ Examples:
 
   paycore demo                          watch it; about 15 seconds
 
-  paycore demo --json                   one JSON object: {"ok", "stories": [{"name", "expected", "observed", \
-"kept_minor", "ok"}]}
+  paycore demo --json                   one JSON object: {"ok", "audit_ok", "stories": [{"name", "expected", \
+"observed", "kept_minor", "ok"}]}
 
   paycore demo --folder /tmp/look       keep databases and logs in a new folder
 

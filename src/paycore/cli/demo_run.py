@@ -15,7 +15,7 @@ from paycore.cli.demo_scene import (
     kept_text,
 )
 from paycore.cli.demo_show import BookLine, Screen
-from paycore.cli.demo_stage import Stage, wait_until
+from paycore.cli.demo_stage import Stage, StageError, wait_until
 from paycore.cli.demo_stories import STORIES
 from paycore.v1 import payment_pb2
 
@@ -58,13 +58,14 @@ class Demo:
     def __init__(self, screen: Screen, deadline_seconds: float) -> None:
         self.results = [Result(story) for story in STORIES]
         self.books_ok = False
+        self.audit_ok = False
         self._screen = screen
         self._deadline_seconds = deadline_seconds
 
     @property
     def ok(self) -> bool:
-        """Whether every story and the books are as they must be."""
-        return self.books_ok and all(result.ok for result in self.results)
+        """Whether every story, the books and the audit are as they must be."""
+        return self.books_ok and self.audit_ok and all(result.ok for result in self.results)
 
     def run(self, stage: Stage) -> None:
         """Play on a stage that is ready.
@@ -77,6 +78,7 @@ class Demo:
                 self._play(result, stage, banks)
             ended = self._wait_for_quiet(banks) and self._look_again(stage)
             self.books_ok = self._read_books(banks.books()) and ended
+            self.audit_ok = self._audit(stage)
 
     def _play(self, result: Result, stage: Stage, banks: Banks) -> None:
         self._screen.story(result.story)
@@ -131,9 +133,19 @@ class Demo:
         self._screen.books(lines)
         return all(line.ok for line in lines)
 
+    def _audit(self, stage: Stage) -> bool:
+        """Have every capture proven, in the database and against the banks' books; return whether nothing is wrong."""
+        try:
+            said = stage.audit()
+        except StageError as error:
+            self._screen.trouble(str(error))
+            return False
+        self._screen.audit(said)
+        return True
+
     def report(self) -> dict[str, object]:
         """Return the run as ``--json`` prints it."""
-        return {"ok": self.ok, "stories": [result.as_json() for result in self.results]}
+        return {"ok": self.ok, "audit_ok": self.audit_ok, "stories": [result.as_json() for result in self.results]}
 
 
 def book_lines(entries: Iterable[BookEntry], results: Iterable[Result]) -> list[BookLine]:

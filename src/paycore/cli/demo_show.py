@@ -85,6 +85,13 @@ class Screen:
         self._console.print()
         self._console.print(table)
 
+    def audit(self, said: Iterable[str]) -> None:
+        """Print what ``paycore audit`` says of it all."""
+        self._console.print()
+        self._line("paycore audit, over the database and the banks' books", "bold")
+        for line in said:
+            self._line(f"  {visible(line)}", "dim")
+
     def end(self, right: int, stories: int, seconds: float, *, ok: bool) -> None:
         """Tell how it ended."""
         self._console.print()

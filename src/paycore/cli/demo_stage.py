@@ -254,6 +254,17 @@ class Stage:
         """End the server with kill -9."""
         self.server.kill()
 
+    def audit(self) -> list[str]:
+        """Run ``paycore audit`` over the database and the banks' books; return what it says. Raises StageError."""
+        db = f"sqlite:///{self.db_path}"
+        command = [*PAYCORE, "audit", "--db", db, "--books", self.banks_url]
+        ended = subprocess.run(
+            command, env=_strangers_environment(), capture_output=True, text=True, timeout=START_SECONDS, check=False
+        )
+        if ended.returncode:
+            raise StageError(f"paycore audit ended with {ended.returncode}\n{ended.stdout}{ended.stderr}")
+        return [line for line in ended.stdout.splitlines() if line.strip()]
+
     def restart_server(self) -> None:
         """Start the server again where it was. Raises StageError."""
         self.server.launch()

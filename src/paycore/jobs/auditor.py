@@ -254,11 +254,29 @@ class Auditor:
         money = await asyncio.to_thread(self._store.read, lambda connection: book_facts.money_of(connection, ids))
         now_ms = self._clock.now_ms()
         found: list[Found] = []
+        foreign: list[BookOrder] = []
         for order in page:
             key = keys[order.channel_order_no]
             ours = _NOTHING if key is None else money.get(key, _NOTHING)
-            if (ours.channel, ours.account) != (books.channel, order.account):
-                ours = _NOTHING
+            if key is None or (ours.channel, ours.account) != (books.channel, order.account):
+                foreign.append(order)
+            else:
+                found += check_order(key.payment_id, order, ours, now_ms)
+        return found + await self._look_at_foreign(books, foreign, now_ms)
+
+    async def _look_at_foreign(self, books: Books, orders: Sequence[BookOrder], now_ms: int) -> list[Found]:
+        """Orders that are no attempts of ours: the word about one, if it came, lies in quarantine."""
+        if not orders:
+            return []
+        keys = {order.channel_order_no: parse_channel_order_no(order.channel_order_no) for order in orders}
+        numbers = [(number, None if key is None else key.payment_id) for number, key in keys.items()]
+        evidence = await asyncio.to_thread(
+            self._store.read, lambda connection: book_facts.evidence_about(connection, books.channel, numbers)
+        )
+        found: list[Found] = []
+        for order in orders:
+            key = keys[order.channel_order_no]
+            ours = _NOTHING._replace(evidence=evidence.get((order.account, order.channel_order_no), {}))
             found += check_order(0 if key is None else key.payment_id, order, ours, now_ms)
         return found
 

@@ -111,6 +111,33 @@ def _read_chunk(connection: Connection, ids: Collection[int], money: dict[Attemp
         evidence[trade_no] = evidence.get(trade_no, False) or bool(is_open)
 
 
+_FOREIGN = text(
+    "SELECT account, channel_order_no, channel_trade_no, is_open FROM quarantine"
+    " WHERE (payment_id IS NULL OR payment_id IN :ids) AND result = 1 AND channel = :channel"
+    " AND channel_order_no IN :numbers"
+).bindparams(bindparam("ids", expanding=True), bindparam("numbers", expanding=True))
+
+
+def evidence_about(
+    connection: Connection, channel: str, numbers: Collection[tuple[str, int | None]]
+) -> dict[tuple[str, str], dict[str, bool]]:
+    """Read the evidence about orders of a channel that are no attempts of ours.
+
+    numbers: each with the payment that it names, if any. Returns, by (account, number), each trade number and whether
+    the evidence about it is open.
+    """
+    found: dict[tuple[str, str], dict[str, bool]] = defaultdict(dict)
+    asked = sorted(numbers, key=lambda one: one[0])
+    for start in range(0, len(asked), _CHUNK):
+        part = asked[start : start + _CHUNK]
+        ids = [payment_id for _, payment_id in part if payment_id is not None]
+        values = {"ids": ids, "numbers": [number for number, _ in part], "channel": channel}
+        for account, number, trade_no, is_open in connection.execute(_FOREIGN, values):
+            trades = found[account, number]
+            trades[trade_no] = trades.get(trade_no, False) or bool(is_open)
+    return found
+
+
 CapturedAttempt = tuple[int, int, str]
 """payment_id, attempt and account of an attempt that has a judged capture."""
 
