@@ -32,7 +32,7 @@ from paycore.store.rows import ExcessRow, RefundResultRow, Stamp
 from paycore.store.schema import open_store
 from paycore.usecases.refund import RefundIntent, derive_refunds
 
-_TWICE_IN = 100
+TWICE_IN = 100
 _ROWS_AT_ONCE = 10_000
 _SCANNED = ("merchant_order", "payment", "channel_order", "payment_outcome", "excess_payment", "refund", "refund_try")
 
@@ -50,10 +50,10 @@ class Figures(NamedTuple):
 
 def measure(store: str, db: str | None, payments: int, folder: Path, tell: Any) -> Figures:
     """Make a database, audit it, scan it."""
-    lot = Lot(now_ms() - 86_400_000, payments, 1, paid=True, cycle=Cycle(_TWICE_IN, 1, 0))
+    lot = Lot(now_ms() - 86_400_000, payments, 1, paid=True, cycle=Cycle(TWICE_IN, 1, 0))
     with opened(store, db, folder) as database:
         database.write(lot, lambda done: tell(f"{done:,} of {payments:,} payments written"))
-        _pay_twice(database.url, lot)
+        pay_twice(database.url, lot)
         database.settle()
         tell("audit")
         report, audit_seconds = _audit(database.url)
@@ -62,12 +62,12 @@ def measure(store: str, db: str | None, payments: int, folder: Path, tell: Any) 
         return Figures(payments, audit_seconds, scan_seconds, rows_scanned, report, database.facts())
 
 
-def _pay_twice(url: str, lot: Lot) -> None:
+def pay_twice(url: str, lot: Lot) -> None:
     """Write the second payments, each with its refund and the final word about it."""
     engine = parse_database_url(url).engine(writes=True)
     stamp = Stamp(lot.first_ms, lot.node, 2)
     with engine.connect() as connection:
-        for ids in _portions(payment_id for place, payment_id in enumerate(lot.ids()) if place % _TWICE_IN == 0):
+        for ids in _portions(payment_id for place, payment_id in enumerate(lot.ids()) if place % TWICE_IN == 0):
             excess = [_excess(payment_id, stamp) for payment_id in ids]
             intents = [_intent(row, stamp) for row in excess]
             with connection.begin():
@@ -126,11 +126,12 @@ def _audit(url: str) -> tuple[Report, float]:
 
 def _scan(database: Database) -> tuple[int, float]:
     started_ns = time.perf_counter_ns()
-    rows = sum(database.scan(_in_order(name)) for name in _SCANNED)
+    rows = sum(database.scan(in_order(name)) for name in _SCANNED)
     return rows, (time.perf_counter_ns() - started_ns) / 1e9
 
 
-def _in_order(name: str) -> str:
+def in_order(name: str) -> str:
+    """The query for a table's rows in the order of its key."""
     table = tables.METADATA.tables[name]
     return str(select(table).order_by(*table.primary_key.columns))
 
