@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ from tests.support.clock import ManualClock
 from tests.support.core import Core, change
 from tests.support.databases import make_database
 from tests.support.planting import PLANTS, prepare
-from tests.support.server import PAYCORE, clean_environment
-from tests.support.simbank import Receiver
+from tests.support.server import PAYCORE, ServerProcess, clean_environment
+from tests.support.simbank import Receiver, wait_for
 
 NOTHING, WRONG, USAGE, UNREADABLE = 0, 1, 2, 3
 
@@ -184,3 +185,33 @@ def test_installed_command_audits_with_warnings_as_errors(tmp_path: Path) -> Non
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=clean_environment())
     assert (ended.returncode, ended.stderr) == (NOTHING, "")
     assert ended.stdout.splitlines()[-1] == "nothing is wrong"
+
+
+async def test_server_with_an_interval_audits_and_shows_every_kind(tmp_path: Path) -> None:
+    url = make_database("sqlite", tmp_path)
+    await a_database(url, "kept_refunded")
+    settings = {"PAYCORE_AUDIT_INTERVAL_SECONDS": "1", "PAYCORE_JOBS": "auditor"}
+    with ServerProcess(tmp_path / "paycore.db", env=settings) as server:
+        page = wait_for(lambda: _audited(server.metrics_address), "the first audit is in the metrics")
+        log = server.log()
+    for kind in AuditKind:
+        value = int(kind is AuditKind.REFUND_OF_KEPT)
+        assert f'paycore_audit_violations{{kind="{kind.value}"}} {value}.0' in page
+    assert '"event": "audit_violation"' in log
+
+
+def _audited(address: str) -> str:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        page: str = answer.read().decode()
+    return page if "paycore_audit_violations{" in page else ""
+
+
+async def test_auditor_run_by_hand_audits_at_once(tmp_path: Path) -> None:
+    url = make_database("sqlite", tmp_path)
+    await a_database(url)
+    command = [str(PAYCORE), "run", "auditor", "--once", "--db", url]
+    for _ in range(2):
+        ended = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, check=False, env=clean_environment()
+        )
+        assert (ended.returncode, ended.stdout) == (NOTHING, "auditor: 5 done, 0 put off\n"), ended.stderr

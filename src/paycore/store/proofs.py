@@ -22,7 +22,7 @@ from paycore.store.proof_refunds import ExcessFact, RefundFact, prove_refunds
 RANGE_ROWS = 20_000
 """Rows that a range holds of each table at most, if more of them are not one payment's."""
 
-_CACHE_KIB = 65_536
+_CACHE_KIB = 16_384
 """What SQLite keeps of a range's pages while its checks are made; its own default is too little for one range."""
 
 _CHECKS = [(check.kind, text(proof_checks.WITH_RANGE + check.sql)) for check in proof_checks.CHECKS]
