@@ -111,6 +111,7 @@ class ConfirmExcess:
 
     def apply(self, transaction: WriteTransaction) -> Confirmed:
         """Write the excess unless it is on record. Raises PreconditionError where it must not become excess."""
+        check_reason(self._row)
         record = self._lock(transaction)
         recorded = check_confirmable(self._row, record)
         # Before anything else is written: a row that is not as it was read leaves nothing behind.
@@ -143,14 +144,18 @@ class ConfirmExcess:
             index_payment(index, self._record, self._accounts)
 
 
-def check_confirmable(row: QuarantineRow, record: PaymentRecord) -> RecordedCapture | None:
-    """Return the equal capture that is on record as excess already; None where there is none yet.
-
-    Raises PreconditionError: NOT_CONFIRMABLE, CAPTURE_KEPT, OTHER_TERMS_ON_RECORD, NOT_YET_JUDGED.
-    """
+def check_reason(row: QuarantineRow) -> None:
+    """Raise PreconditionError, NOT_CONFIRMABLE, where evidence is of a kind that can only be dismissed."""
     if row.reason not in CONFIRMABLE:
         named = NotifyOutcome(row.reason).name
         raise PreconditionError("NOT_CONFIRMABLE", f"{named} can only be dismissed: it names no capture of an order")
+
+
+def check_confirmable(row: QuarantineRow, record: PaymentRecord) -> RecordedCapture | None:
+    """Return the equal capture that is on record as excess already; None where there is none yet.
+
+    Raises PreconditionError: CAPTURE_KEPT, OTHER_TERMS_ON_RECORD, NOT_YET_JUDGED.
+    """
     if record.is_kept(row.attempt or 0, row.channel_trade_no):
         raise PreconditionError("CAPTURE_KEPT", _KEPT)
     of_attempt = [capture for capture in record.captures() if capture.attempt == row.attempt]
