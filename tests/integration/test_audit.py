@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import text
 
 from paycore.domain.audit import UNJUDGED_GRACE_MS, AuditKind
+from paycore.domain.ids import format_channel_order_no
 from paycore.domain.verdicts import RefundState
 from paycore.jobs.auditor import Auditor, Report, Turns
 from paycore.metrics import Metrics
@@ -73,7 +74,12 @@ async def test_database_of_every_story_shows_nothing(town: Town) -> None:
     core = town.core
     await twice_paid(town)
     await twice_paid(town, refuse={"refund": {"value": "NO", "times": 1}})
-    for _ in range(2):
+    await twice_paid(town, refund_closed={"value": True, "times": 1})
+    await twice_paid(town, hang_after_doing={"refund": {"value": True, "times": 1}})
+    returned = await twice_paid(town)
+    (capture,) = town.books(returned, 2, "bank_b")["captures"]
+    town.driver.give_back(format_channel_order_no(returned, 2), capture["trade_no"], "bank_b")
+    for _ in range(3):
         await town.refund()
         town.clock.advance(600_000)
     waiting = await core.make_payment(*BOTH, validity_ms=-1)
@@ -85,8 +91,10 @@ async def test_database_of_every_story_shows_nothing(town: Town) -> None:
     await core.notify(core.failure(await core.make_payment("bank_a")))
     report = await audited(core)
     assert found(report) == Counter()
+    results = Counter(row.result for row in core.snapshot()["refund_result"])
+    assert results == {RefundState.REFUNDED: 4, RefundState.REFUSED: 2, RefundState.RETURNED_BY_CHANNEL: 1}
     tally = report.tally
-    assert (tally.payments, tally.kept, tally.excess, tally.refunds) == (6, 2, 4, 3)
+    assert (tally.payments, tally.kept, tally.excess, tally.refunds) == (9, 5, 7, 6)
     assert (tally.waiting, tally.unfinished, report.quarantine_open) == (1, 1, 1)
     assert None not in {tally.oldest_waiting_at_ms, tally.oldest_unfinished_at_ms}
 
