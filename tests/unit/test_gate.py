@@ -108,6 +108,17 @@ async def test_gate_after_silence_asks_nothing_until_the_rest_is_over() -> None:
     assert len(door.passed_at_ms) == asked + 1
 
 
+async def test_gate_tells_which_channels_rest_and_that_one_may_be_back() -> None:
+    door = Door()
+    assert (door.gate.silent(), door.gate.recovering()) == ([], False)
+    await door.until_rest()
+    assert (door.gate.silent(), door.gate.recovering()) == (["bank"], False)
+    door.clock.advance(FIRST_REST_MS)
+    assert (door.gate.silent(), door.gate.recovering()) == ([], True)
+    await door.call()
+    assert (door.gate.silent(), door.gate.recovering()) == ([], False)
+
+
 async def test_gate_one_answer_between_silences_keeps_the_channel_awake() -> None:
     door = Door()
     for _ in range(3):

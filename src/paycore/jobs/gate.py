@@ -74,6 +74,10 @@ class ChannelGate:
         """Return the channels that are resting."""
         return [channel for channel, turnstile in self._turnstiles.items() if turnstile.rests()]
 
+    def recovering(self) -> bool:
+        """Whether a channel has rested long enough and nobody has heard of it since: one piece of work is enough."""
+        return any(turnstile.recovers() for turnstile in self._turnstiles.values())
+
     def _turnstile(self, channel: str) -> "_Turnstile":
         found = self._turnstiles.get(channel)
         if found is None:
@@ -103,6 +107,9 @@ class _Turnstile:
 
     def rests(self) -> bool:
         return self._probe is not None or self._in_rest()
+
+    def recovers(self) -> bool:
+        return self._rest_ms > 0 and not self._in_rest()
 
     def _in_rest(self) -> bool:
         # A clock that was set back would prolong the rest by its step: a time before the rest began is after it.

@@ -143,8 +143,7 @@ class Refunder:
         untouched: list[DueRefund] = []
         try:
             while left or under_way:
-                while left and held.lasts() and 2 * len(under_way) <= IN_FLIGHT:
-                    room = IN_FLIGHT - len(under_way)
+                while left and held.lasts() and (room := self._room(len(under_way))):
                     claimed = await self._claim(left[0], due_ms, held.token, room)
                     tally.found(len(claimed))
                     under_way.update(asyncio.create_task(self._advance(due, tally)) for due in claimed)
@@ -162,6 +161,12 @@ class Refunder:
         if untouched:
             await self._writer.run(ReleaseTries(untouched))
         return not left
+
+    def _room(self, under_way: int) -> int:
+        """How many tries may be claimed now; a channel that may be back is asked about one of them first."""
+        if self._gate.recovering():
+            return 0 if under_way else 1
+        return IN_FLIGHT - under_way if 2 * under_way <= IN_FLIGHT else 0
 
     async def _claim(self, slice_: int, due_ms: int, token: str, room: int) -> Sequence[DueRefund]:
         claim = ClaimDue(
