@@ -58,6 +58,7 @@ SAME = {
     "ender.before_lease": "slices.claimed",
     "examiner.judged": "writer.before_answer",
     "examiner.before_confirm": "channel.query.after",
+    "sweeper.before_full_mark": "sweeper.before_mark",
     "refunder.before_send": "channel.refund.before",
     "refunder.after_send": "channel.refund.after",
 }

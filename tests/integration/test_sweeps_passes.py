@@ -167,7 +167,7 @@ async def test_sweep_that_dies_between_repair_and_mark_goes_on_from_there(
     payment_id = await paid_twice(core, refund=False)
 
     def die(name: str) -> None:
-        if name == place:
+        if name.replace("full_", "") == place:
             raise Died
 
     with monkeypatch.context() as patched:

@@ -170,6 +170,6 @@ class FullPass:
 
         end, payment_ids = await asyncio.to_thread(self._store.read, suspects)
         looked = await self._looker.look(payment_ids, moment)
-        failpoint("sweeper.before_mark")
+        failpoint("sweeper.before_full_mark")
         await self._writer.run(Note(self._schedule, {_FROM: {number: end + 1}}, waiting=looked.waiting))
         return looked
