@@ -37,7 +37,7 @@ _PENDING_TOGETHER = 500
 _SEEN, _PAYMENTS = "seen", "payments"
 """Names of marks: when writers were looked for, and up to which id payments were read."""
 _UP_TO, _GO_ON_FROM = 0, 1
-"""Of payments: the newest that was seen; where a pass did not come so far, from where the next one goes on, else 0."""
+"""Of payments: the id of the moment up to which they were seen; from where to go on, if a pass ended early, or 0."""
 
 
 class _News(NamedTuple):
@@ -156,12 +156,9 @@ class Sweeper:
             )
             looked = looked.and_also(await self._looker.look(payment_ids, moment))
             if end == LAST_ID:
-                return _Payments(looked, {_UP_TO: await self._newest(now_id), _GO_ON_FROM: 0}, more=False)
+                return _Payments(looked, {_UP_TO: now_id, _GO_ON_FROM: 0}, more=False)
             first = end + 1
         return _Payments(looked, {_GO_ON_FROM: first}, more=True)
-
-    async def _newest(self, now_id: int) -> int:
-        return await asyncio.to_thread(self._store.read, lambda connection: sweeps.newest(connection, now_id) or 0)
 
 
 def _read_news(connection: Any, now_ms: int) -> _News:

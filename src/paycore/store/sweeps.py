@@ -193,14 +193,6 @@ def end_of_part(connection: Connection, first: int, last: int, size: int) -> int
     return last if found is None else found
 
 
-def newest(connection: Connection, last: int) -> int | None:
-    """The newest payment with an id up to ``last``."""
-    table = tables.payment
-    statement = select(table.c.payment_id).where(table.c.payment_id <= last).order_by(table.c.payment_id.desc())
-    found: int | None = connection.execute(statement.limit(1)).scalar_one_or_none()
-    return found
-
-
 def ends(connection: Connection) -> tuple[int, int]:
     """The lowest and the highest id of a payment; 0 and 0 where there is none."""
     table = tables.payment
