@@ -88,6 +88,7 @@ class Inserts:
         self.merchant_order = unless_there(tables.merchant_order)
         self.queried_paid = unless_there(tables.queried_paid)
         self.channel_order = compiled(insert(tables.channel_order), tables.channel_order)
+        self.task = compiled(tasks.insert_or_hasten(insert), tables.task)
         self.quarantine = compiled(_quarantine(insert, unless_counted=False), tables.quarantine)
         self.quarantine_again = compiled(_quarantine(insert, unless_counted=True), tables.quarantine)
 
@@ -294,7 +295,7 @@ class SqlTransaction:
         return self._insert(self._inserts.queried_paid, [(payment_id, attempt, *self.stamp)]) == 1
 
     def put_tasks(self, rows: Iterable[TaskRow]) -> None:
-        tasks.put_tasks(self._connection, self._dialect_insert, rows)
+        self._insert(self._inserts.task, sorted(rows))
 
     def move_task(self, read: TaskRow, row: TaskRow) -> bool:
         return tasks.move_task(self._connection, read, row)

@@ -71,19 +71,14 @@ def oldest(connection: Connection, looks: Iterable[Select[Any]]) -> int | None:
     return min((at_ms for at_ms in connection.execute(union_all(*looks)).scalars() if at_ms is not None), default=None)
 
 
-def put_tasks(connection: Connection, insert: Callable[[Table], Any], rows: Iterable[TaskRow]) -> None:
-    """Insert tasks; where one exists it stays, due at the earlier of the two times."""
+def insert_or_hasten(insert: Callable[[Table], Any]) -> Any:
+    """The insert of a task; where it exists it stays, due at the earlier of the two times."""
     statement = insert(tables.task)
     sooner, stands = statement.excluded.next_at_ms, tables.task.c.next_at_ms
-    values = [row._asdict() for row in sorted(rows)]
-    if values:
-        connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=list(tables.task.primary_key.columns),
-                set_={"next_at_ms": case((sooner < stands, sooner), else_=stands)},
-            ),
-            values,
-        )
+    return statement.on_conflict_do_update(
+        index_elements=list(tables.task.primary_key.columns),
+        set_={"next_at_ms": case((sooner < stands, sooner), else_=stands)},
+    )
 
 
 def _is_as_read() -> ColumnElement[bool]:
