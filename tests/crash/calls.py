@@ -16,7 +16,7 @@ from paycore.client.requests import notify_request, pay_request
 from paycore.domain.ids import format_channel_order_no
 from paycore.v1 import payment_pb2, payment_service_pb2
 from paycore.v1.payment_service_pb2_grpc import PaymentServiceStub
-from tests.crash.told import Told, ToldOutcome, ToldPayment, ToldWord
+from tests.crash.told import Told, ToldOutcome, ToldPayment, ToldRefund, ToldWord
 
 CHANNEL, MERCHANT, CURRENCY = "simbank", "shop", "CNY"
 CALL_SECONDS = 4
@@ -84,6 +84,8 @@ class Calls:
         )
         answer: payment_service_pb2.PayResponse = await self._ask(self._stub.Pay, request)
         self._told.payments.add(ToldPayment(answer.payment_id, number, amount_minor))
+        if answer.HasField("attempt"):
+            self._told.pages.add((answer.payment_id, answer.attempt.attempt))
         if answer.state == payment_pb2.PAYMENT_STATE_PAID:
             self._told.outcomes.add(ToldOutcome(answer.payment_id, "PAID", 0, ""))
         return answer
@@ -127,6 +129,8 @@ class Calls:
             self._told.outcomes.add(ToldOutcome(payment.payment_id, "PAID", kept.attempt, kept.channel_trade_no))
         if payment.state == payment_pb2.PAYMENT_STATE_CLOSED:
             self._told.outcomes.add(ToldOutcome(payment.payment_id, "CLOSED", 0, ""))
+        back = (one for one in payment.refunds if one.state == payment_pb2.REFUND_STATE_REFUNDED)
+        self._told.refunds.update(ToldRefund(payment.payment_id, one.refund_no) for one in back)
         return payment
 
     async def _ask(self, method: Any, request: Any) -> Any:

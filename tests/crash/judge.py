@@ -106,6 +106,8 @@ def judge(books: Books, rows: Rows, told: Told, now_ms: int) -> list[Finding]:
     return [
         *(finding for check in checks for finding in check(case)),
         *_told_payments(case, told),
+        *_told_pages(case, told),
+        *_told_refunds(case, told),
         *_told_outcomes(case, told),
         *_told_words(case, told),
         *_acknowledged_notices(case),
@@ -258,6 +260,17 @@ def _told_payments(case: _Case, told: Told) -> Iterator[Finding]:
             yield Finding("a payment has other terms than told", f"{one}: {payment}")
     counts = Counter(row.merchant_order_no for row in case.rows["payment"])
     yield from (Finding("two payments of one order", number) for number, count in counts.items() if count > 1)
+
+
+def _told_pages(case: _Case, told: Told) -> Iterator[Finding]:
+    attempts = {(row.payment_id, row.attempt) for row in case.rows["channel_order"]}
+    yield from (Finding("an attempt that Pay told of is lost", f"{one}") for one in told.pages - attempts)
+
+
+def _told_refunds(case: _Case, told: Told) -> Iterator[Finding]:
+    done = {(row.payment_id, row.refund_no) for row in case.rows["refund_result"] if row.result in REFUND_DONE}
+    lost = (one for one in told.refunds if (one.payment_id, one.refund_no) not in done)
+    yield from (Finding("a refund that was told is not made", f"{one}") for one in lost)
 
 
 def _told_outcomes(case: _Case, told: Told) -> Iterator[Finding]:

@@ -34,6 +34,13 @@ class ToldOutcome(NamedTuple):
     trade_no: str
 
 
+class ToldRefund(NamedTuple):
+    """A refund of which somebody was told that the money is back."""
+
+    payment_id: int
+    refund_no: str
+
+
 @dataclass
 class Told:
     """The clients' memory. It grows only by answers: what was cut off is not in it."""
@@ -41,3 +48,6 @@ class Told:
     payments: set[ToldPayment] = field(default_factory=set)
     words: list[ToldWord] = field(default_factory=list)
     outcomes: set[ToldOutcome] = field(default_factory=set)
+    pages: set[tuple[int, int]] = field(default_factory=set)
+    """(payment_id, attempt) of each attempt that Pay answered with."""
+    refunds: set[ToldRefund] = field(default_factory=set)

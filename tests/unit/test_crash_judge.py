@@ -13,7 +13,7 @@ from paycore.domain.ids import excess_refund_no, format_channel_order_no, format
 from paycore.domain.verdicts import NotifyOutcome, PaymentState, RefundState
 from paycore.usecases.attempts import NOT_EXIST_MARGIN_MS
 from tests.crash.judge import BankCapture, BankNotice, BankRefund, Books, judge, report
-from tests.crash.told import Told, ToldOutcome, ToldPayment, ToldWord
+from tests.crash.told import Told, ToldOutcome, ToldPayment, ToldRefund, ToldWord
 
 NOW_MS = 1_800_000_000_000
 PAID, CLOSED = 101 << 22, 102 << 22
@@ -57,6 +57,7 @@ class World:
             SimpleNamespace(payment_id=payment_id, attempt=attempt, failed_at_ms=None, expire_at_ms=NOW_MS)
         )
         self.books.orders.add(format_channel_order_no(payment_id, attempt))
+        self.told.pages.add((payment_id, attempt))
 
     def _outcome(self, payment_id: int, state: PaymentState, attempt: int, trade_no: str) -> None:
         self.rows["payment_outcome"].append(
@@ -85,6 +86,7 @@ class World:
         key = {"payment_id": payment_id, "refund_no": refund_no, "seq": 1}
         self.rows["refund_try"].append(SimpleNamespace(**key, channel_refund_no=number))
         self.rows["refund_result"].append(SimpleNamespace(**key, result=result))
+        self.told.refunds.add(ToldRefund(payment_id, refund_no))
         self.books.refunds.append(BankRefund(bank, number, trade_no, AMOUNT, result.name, ""))
 
     def findings(self) -> set[str]:
@@ -209,6 +211,8 @@ LIES: dict[str, tuple[Lie, str]] = {
         lambda world: world.rows["payment"].pop(),
         "a payment that Pay told of is lost",
     ),
+    "a page that is gone": (lambda world: world.rows["channel_order"].pop(), "an attempt that Pay told of is lost"),
+    "a refund told of and not made": (_leave_a_refund_unfinished, "a refund that was told is not made"),
     "two payments of one order": (_charge_one_order_twice, "two payments of one order"),
     "a capture that no bank knows": (_make_up_a_capture, "a capture that no bank knows"),
     "an amount that no bank took": (_note_another_amount, "another amount than captured"),
