@@ -78,4 +78,4 @@ def _build(text: str) -> Callable[[str], None]:
 
 
 failpoint: Callable[[str], None] = _build(os.environ.get("PAYCORE_FAILPOINTS", ""))
-"""Mark a place by name. Which names exist: ``grep -rn 'failpoint("' src``."""
+"""Mark a place by name. Which names exist: ``grep -rn 'failpoint(' src``; a crash run kills at each of them."""

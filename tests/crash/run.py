@@ -24,7 +24,7 @@ AT_ONCE = 24
 _STRIKES_WITHIN_SECONDS = 4.0
 """How long a point has to be reached; then the server is killed from outside."""
 
-_PATIENCE_SECONDS = 90.0
+_PATIENCE_SECONDS = 180.0
 """How long the jobs have, after the last kill, to bring everything to its end."""
 
 _STILL_SECONDS = 2.0
