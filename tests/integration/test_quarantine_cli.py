@@ -241,6 +241,17 @@ async def test_retry_all_judges_every_open_entry_and_counts_why_others_stay(town
     await assert_only_back(town, payment_id, second)
 
 
+async def test_examiner_run_once_by_hand_says_how_much_it_resolved(town: Town, env: dict[str, str]) -> None:
+    payment_id, second, _ = await paid_twice_on_one_page(town)
+    await a_payment(town, {"trade_no": "T1", "amount_minor": WRONG_MINOR})
+    invoke = CliRunner().invoke
+    ended = await asyncio.to_thread(lambda: invoke(build(["run"]), ["run", "examiner", "--once"], env=env))
+    assert (ended.exit_code, ended.stdout) == (DONE, "examiner: 1 done, 1 put off\n"), ended.stderr
+    (entry,) = json.loads(the_row(town.core, NotifyOutcome.SECOND_CAPTURE).resolutions)
+    assert (entry["verdict"], entry["who"]) == ("confirmed", "examiner")
+    await assert_only_back(town, payment_id, second)
+
+
 async def test_database_that_is_not_there_ends_with_3_and_its_line(env: dict[str, str]) -> None:
     for arguments in (("list",), ("retry", "--all"), ("resolve", "0123456789", "--verdict", "dismissed", *BY_MARY)):
         refused = await run({**env, "PAYCORE_DB": "sqlite:////nowhere/p.db"}, *arguments)

@@ -113,6 +113,8 @@ def test_gauges_of_what_waits_are_kept_up_to_date(server: ServerProcess) -> None
     unknown_word(server, "T-1")
     unknown_word(server, "T-2")
     wait_until(lambda: metric(server, "paycore_quarantine_open") == "2.0", "two words in quarantine")
+    age = "paycore_quarantine_oldest_open_age_seconds"
+    wait_until(lambda: float(metric(server, age) or 0) > 0, "the older of them has an age")
     assert metric(server, "paycore_refund_oldest_unfinished_age_seconds") == "0.0"
 
 
