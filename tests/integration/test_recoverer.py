@@ -163,6 +163,19 @@ async def test_look_without_an_answer_says_nothing_and_is_made_again(
     assert await state_of(town, payment_id) == PaymentState.PAID
 
 
+async def test_silent_channel_uses_up_no_rung_that_is_still_to_come(town: Town, repair: Repair) -> None:
+    """Asked in vain for minutes, the attempt is asked about on every later rung of its ladder all the same."""
+    payment_id = await opened(town, error_500={"query": {"value": True, "times": 6}})
+    opened_at_ms = (await town.file(payment_id)).record.attempts[1].recorded_at_ms
+    while (await repair.run("recoverer"))[0] != Pass(done=1):
+        await wait_until_due(town, repair, payment_id)
+    age_ms = town.clock.now_ms() - opened_at_ms
+    of_age_ms = list(itertools.accumulate(LADDER_MS))
+    assert 100_000 < age_ms < of_age_ms[4]
+    next_rung_ms = next(rung_ms for rung_ms in of_age_ms if rung_ms > age_ms)
+    assert repair.tasks(payment_id)[QUERY].next_at_ms == opened_at_ms + next_rung_ms
+
+
 async def test_money_on_an_attempt_that_was_closed_is_found_by_the_last_look_and_goes_back(
     town: Town, repair: Repair
 ) -> None:

@@ -69,10 +69,7 @@ class Recoverer(TaskJob):
         queried = await self._conversations.query(attempt)
         if queried.captures and await self._is_judged(task):
             return DONE
-        rung, waits_ms = task.looks + 1, self._schedule.ladder_ms(attempt)
-        if rung >= len(waits_ms):
-            return Step(last_at_ms)
-        return Step(min(self._clock.now_ms() + waits_ms[rung], last_at_ms))
+        return Step(self._schedule.next_look_at_ms(attempt, self._clock.now_ms()))
 
     async def _is_judged(self, task: TaskRow) -> bool:
         """Whether what the channel said of money was judged; otherwise it lies in quarantine."""

@@ -1,5 +1,6 @@
 """What Pay leaves behind for repair to come back to, and when: written in one transaction with what it is about."""
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -28,9 +29,17 @@ class Schedule(NamedTuple):
         """When an attempt may be closed at its channel at the earliest."""
         return attempt.recorded_at_ms + self.traits(attempt.channel).min_close_age_ms
 
-    def ladder_ms(self, attempt: ChannelOrderRow) -> tuple[int, ...]:
-        """The waits before each time that an attempt's channel is asked about it, the first one after it was opened."""
-        return self.traits(attempt.channel).query_ladder_ms
+    def next_look_at_ms(self, attempt: ChannelOrderRow, now_ms: int) -> int:
+        """When a channel is asked about an attempt next: on the next rung of its ladder, else for the last time.
+
+        The rungs are waits, each after the one before, from when the attempt was opened. Those that were missed,
+        because the channel was silent or no job ran, are left out.
+        """
+        last_at_ms = self.last_look_at_ms(attempt)
+        for age_ms in itertools.accumulate(self.traits(attempt.channel).query_ladder_ms):
+            if attempt.recorded_at_ms + age_ms > now_ms:
+                return min(attempt.recorded_at_ms + age_ms, last_at_ms)
+        return last_at_ms
 
     def to_close(self, payment: PaymentRow, stamp: Stamp) -> TaskRow:
         """The task to close a payment, should nobody have paid it."""
@@ -38,9 +47,7 @@ class Schedule(NamedTuple):
 
     def to_query(self, attempt: ChannelOrderRow, stamp: Stamp) -> TaskRow:
         """The task to ask about an attempt, should no word of it have come."""
-        waits_ms = self.ladder_ms(attempt)
-        last_at_ms = self.last_look_at_ms(attempt)
-        first_at_ms = min(stamp.recorded_at_ms + waits_ms[0], last_at_ms) if waits_ms else last_at_ms
+        first_at_ms = self.next_look_at_ms(attempt, stamp.recorded_at_ms)
         return _task(attempt.payment_id, TaskKind.QUERY, attempt.attempt, first_at_ms, stamp)
 
     def to_end(self, attempt: ChannelOrderRow, stamp: Stamp) -> TaskRow:
