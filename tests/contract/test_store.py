@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from paycore.store import evidence as evidence_store
 from paycore.store.engine import parse_database_url
 from paycore.store.outcomes import PlainOutcomes
 from paycore.store.protocol import (
-    CaptureKey,
     FailureNote,
     RowRefusedError,
     Store,
@@ -461,47 +460,6 @@ def test_refund_that_exists_is_left_alone(store: Store, write: Writing) -> None:
     assert file.refund_tries == [sent, a_try(number=3)]
 
 
-def owing(write: Writing, limit: int = 10) -> Sequence[CaptureKey]:
-    (found,) = write(lambda transaction: transaction.excess_owing_refunds(limit))
-    result: Sequence[CaptureKey] = found
-    return result
-
-
-def test_excess_owes_a_refund_once_there_is_an_outcome_that_does_not_keep_it(store: Store, write: Writing) -> None:
-    rows = [excess(1), excess(2), excess(3), excess(3, 3, "T3"), excess(4, 1, "T1"), excess(5, 1, "T9")]
-    write(lambda transaction: transaction.insert_excess(rows))
-    assert owing(write) == []
-    assert not store.owes_refunds()
-    write(outcomes(paid(1), closed(3), paid(4), paid(5)))
-    # Payment 2 has no outcome, and payment 4 keeps this very capture.
-    assert owing(write) == [
-        CaptureKey(1, 2, "T2"),
-        CaptureKey(3, 2, "T2"),
-        CaptureKey(3, 3, "T3"),
-        CaptureKey(5, 1, "T9"),
-    ]
-    assert len(owing(write, 2)) == 2
-    write(lambda transaction: transaction.insert_refunds([refund(1), refund(3)], [a_try(1), a_try(3)]))
-    assert owing(write) == [CaptureKey(3, 3, "T3"), CaptureKey(5, 1, "T9")]
-    assert store.owes_refunds()
-    write(lambda transaction: transaction.insert_refunds([refund(3, 3, "T3"), refund(5, 1, "T9")], []))
-    assert not store.owes_refunds()
-
-
-def test_expired_payments_that_hold_an_excess_and_no_outcome_are_found(store: Store, write: Writing) -> None:
-    for number, expire_at_ms in ((1, 100), (2, 100), (3, 200), (4, 100), (5, 100)):
-        write(make(payment(number, expire_at_ms=expire_at_ms)))
-    write(
-        lambda transaction: transaction.insert_excess([excess(1), excess(1, 3, "T3"), excess(3), excess(4), excess(5)])
-    )
-    write(outcomes(closed(4)))
-    find = store.expired_with_excess
-    assert find(100, 10) == []
-    assert find(101, 10) == [1, 5]
-    assert find(201, 10) == [1, 3, 5]
-    assert find(201, 1) == [1]
-
-
 @pytest.fixture
 def refunding(write: Writing) -> Writing:
     """Payments 1 to 3 with an attempt 2 whose refund is due at 1, 2 and 3."""
@@ -523,9 +481,9 @@ def claim(write: Writing, now_ms: int, lease_until_ms: int, token: str, limit: i
 
 
 def test_due_refunds_are_told_to_readers_while_nobody_leases_them(store: Store, refunding: Writing) -> None:
-    assert [store.has_due_refunds(now_ms) for now_ms in (0, 1, 9)] == [False, True, True]
+    assert [bool(store.due_refund_slices(now_ms)) for now_ms in (0, 1, 9)] == [False, True, True]
     claim(refunding, 3, 50, "mine")
-    assert [store.has_due_refunds(now_ms) for now_ms in (49, 50)] == [False, True]
+    assert [bool(store.due_refund_slices(now_ms)) for now_ms in (49, 50)] == [False, True]
 
 
 def test_due_refunds_are_leased_to_one_at_a_time(refunding: Writing) -> None:

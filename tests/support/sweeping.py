@@ -52,8 +52,12 @@ class Sweeps:
 
     async def full(self) -> Pass:
         """Make a full pass, whatever passes were made before."""
-        run(self.core.url, "DELETE FROM sweep_mark WHERE sweep LIKE 'full%'")
+        self.begin_anew()
         return await self.run()
+
+    def begin_anew(self) -> None:
+        """Let the next pass begin a full one, as the first ever."""
+        run(self.core.url, "DELETE FROM sweep_mark WHERE sweep LIKE 'full%'")
 
     def found(self) -> dict[str, int]:
         """What was found since the core was started: kind -> how often, those that were found at all."""

@@ -134,9 +134,8 @@ def _of_tries(case: SweepCase, refund: RefundRow) -> Iterator[Finding]:
         yield Untried(SweepKind.REFUND_WITHOUT_TRY, refund, 1)
         return
     last = max(tried, default=0)
-    refused = last > 0 and results.get(last) == RefundState.REFUSED
-    # Any other final word: money went back already, or the rows contradict each other.
-    if not refused or set(results.values()) != {RefundState.REFUSED} or max(results) > last:
+    # After any other final word money went back already, and without one about the last try it may be on its way (R6).
+    if set(results.values()) != {RefundState.REFUSED} or max(results) != last:
         return
     if last < MAX_REFUND_TRIES:
         yield Untried(SweepKind.REFUND_STUCK, refund, last + 1)

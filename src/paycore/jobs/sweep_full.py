@@ -18,6 +18,7 @@ from paycore.jobs.sweep_findings import Moment
 from paycore.jobs.sweep_look import NOTHING, Looked, Looker
 from paycore.jobs.sweep_units import Note
 from paycore.store import sweeps
+from paycore.store.proofs import prepare
 from paycore.store.protocol import Store
 from paycore.usecases.quiet_log import QuietLog
 from paycore.usecases.tasks import Schedule
@@ -162,6 +163,7 @@ class FullPass:
         moment = Moment(self._clock.now_ms(), self._schedule.late_grace_ms, plan.attempts_after_ms)
 
         def suspects(connection: Any) -> tuple[int, set[int]]:
+            prepare(connection)
             end = sweeps.end_of_part(connection, first, last, self._part)
             without = sweeps.without_tasks(connection, first, end, plan.attempts_after_ms)
             found = without | sweeps.not_whole(connection, first, end)

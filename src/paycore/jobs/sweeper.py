@@ -22,6 +22,7 @@ from paycore.jobs.sweep_look import NOTHING, Looked, Looker
 from paycore.jobs.sweep_units import Note
 from paycore.metrics import Metrics
 from paycore.store import sweeps
+from paycore.store.proofs import prepare
 from paycore.store.protocol import Store
 from paycore.usecases.attempts import Conversations
 from paycore.usecases.tasks import Schedule
@@ -174,5 +175,6 @@ def _payments_from(connection: Any, now_id: int, overlap: int) -> int:
 
 
 def _untasked(connection: Any, first: int, part: int, moment: Moment) -> tuple[int, set[int]]:
+    prepare(connection)
     end = sweeps.end_of_part(connection, first, LAST_ID, part)
     return end, sweeps.without_tasks(connection, first, end, moment.attempts_after_ms)

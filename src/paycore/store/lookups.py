@@ -13,7 +13,6 @@ from sqlalchemy import (
     and_,
     any_,
     bindparam,
-    exists,
     func,
     literal,
     select,
@@ -21,7 +20,7 @@ from sqlalchemy import (
 
 from paycore.domain.verdicts import AttemptState
 from paycore.store import tables
-from paycore.store.protocol import Backlog, CaptureKey
+from paycore.store.protocol import Backlog
 from paycore.store.rows import (
     MAX_QUARANTINE_IN_FILE,
     ChannelOrderRow,
@@ -168,46 +167,6 @@ def evidence_on_record(connection: Connection, quarantine_ids: Collection[str]) 
             select(*columns).where(_one_of(connection, table.c.quarantine_id, ids, Text))
         )
     }
-
-
-def _refunded(excess: Table) -> ColumnElement[bool]:
-    refund = tables.refund
-    return exists().where(
-        refund.c.payment_id == excess.c.payment_id,
-        refund.c.attempt == excess.c.attempt,
-        refund.c.channel_trade_no == excess.c.channel_trade_no,
-    )
-
-
-def excess_owing_refunds(connection: Connection, limit: int) -> list[CaptureKey]:
-    """Excess captures of payments with an outcome, other than the kept one, that have no refund."""
-    excess, outcome = tables.excess_payment, tables.payment_outcome
-    kept = and_(outcome.c.attempt == excess.c.attempt, outcome.c.channel_trade_no == excess.c.channel_trade_no)
-    statement = (
-        select(*excess.primary_key.columns)
-        .join(outcome, outcome.c.payment_id == excess.c.payment_id)
-        .where(~kept, ~_refunded(excess))
-        .order_by(*excess.primary_key.columns)
-        .limit(limit)
-    )
-    return [CaptureKey(*row) for row in connection.execute(statement)]
-
-
-def expired_with_excess(connection: Connection, expired_before_ms: int, limit: int) -> list[int]:
-    """Payments past their expiry that hold an excess capture and no outcome."""
-    payment, excess, outcome = tables.payment, tables.excess_payment, tables.payment_outcome
-    # From the excess, of which there is little, and not from the payments, of which there are many.
-    waiting = (
-        select(excess.c.payment_id).where(~exists().where(outcome.c.payment_id == excess.c.payment_id)).distinct().cte()
-    )
-    statement = (
-        select(waiting.c.payment_id)
-        .join(payment, payment.c.payment_id == waiting.c.payment_id)
-        .where(payment.c.expire_at_ms < expired_before_ms)
-        .order_by(waiting.c.payment_id)
-        .limit(limit)
-    )
-    return list(connection.execute(statement).scalars())
 
 
 def backlog(connection: Connection) -> Backlog:

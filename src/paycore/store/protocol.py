@@ -63,14 +63,6 @@ class FailureNote(NamedTuple):
     ends: bool
 
 
-class CaptureKey(NamedTuple):
-    """Which capture: money that a channel took."""
-
-    payment_id: int
-    attempt: int
-    channel_trade_no: str
-
-
 class Backlog(NamedTuple):
     """What is waiting, for the gauges. oldest_refund_at_ms: None when every refund is finished.
 
@@ -205,10 +197,6 @@ class WriteTransaction(Protocol):
         """
         ...
 
-    def excess_owing_refunds(self, limit: int) -> list[CaptureKey]:
-        """Excess captures of payments with an outcome, other than the kept one, that have no refund."""
-        ...
-
     def claim_refunds(
         self,
         slices: Sequence[int],
@@ -298,18 +286,6 @@ class Store(Protocol):
 
     def load_file(self, payment_id: int) -> PaymentFile | None:
         """Read everything about one payment, as of one commit."""
-        ...
-
-    def owes_refunds(self) -> bool:
-        """Tell whether an excess capture of a payment with an outcome has no refund."""
-        ...
-
-    def expired_with_excess(self, expired_before_ms: int, limit: int) -> list[int]:
-        """Payments past their expiry that hold an excess capture and no outcome."""
-        ...
-
-    def has_due_refunds(self, now_ms: int) -> bool:
-        """Tell whether a refund try is due and leased by nobody."""
         ...
 
     def due_refund_slices(self, now_ms: int, resting: Collection[str] = ()) -> list[int]:

@@ -38,15 +38,6 @@ class SqlReads(Protocol):
     def load_file(self, payment_id: int) -> PaymentFile | None:
         return self.read(lambda connection: lookups.load_file(connection, payment_id))
 
-    def owes_refunds(self) -> bool:
-        return self.read(lambda connection: bool(lookups.excess_owing_refunds(connection, 1)))
-
-    def expired_with_excess(self, expired_before_ms: int, limit: int) -> list[int]:
-        return self.read(lambda connection: lookups.expired_with_excess(connection, expired_before_ms, limit))
-
-    def has_due_refunds(self, now_ms: int) -> bool:
-        return bool(self.due_refund_slices(now_ms))
-
     def due_refund_slices(self, now_ms: int, resting: Collection[str] = ()) -> list[int]:
         return self.read(lambda connection: refunds.due_refund_slices(connection, now_ms, resting))
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
 from paycore.domain.verdicts import FINALLY_UNPAID, AttemptState
 from paycore.store import columns, lookups, refunds, tables, tasks
 from paycore.store.columns import IndexColumns
-from paycore.store.protocol import CaptureKey, DueRefund, FailureNote, StoreBusyError
+from paycore.store.protocol import DueRefund, FailureNote, StoreBusyError
 from paycore.store.rows import (
     ChannelOrderRow,
     ExcessRow,
@@ -248,9 +248,6 @@ class SqlTransaction:
         statement = self._inserts.quarantine_again if maybe_counted else self._inserts.quarantine
         by_key = sorted(rows)
         self._insert(statement, by_key)
-
-    def excess_owing_refunds(self, limit: int) -> list[CaptureKey]:
-        return lookups.excess_owing_refunds(self._connection, limit)
 
     def claim_refunds(
         self,
