@@ -5,11 +5,12 @@ waits for locks end, a process that stands still inside a transaction is cut off
 a peer that is gone is noticed. They are set after connecting, so that no proxy has to pass them on.
 """
 
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 from psycopg import sql
-from sqlalchemy import URL, Connection, Engine, create_engine, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.pool import NullPool, QueuePool
 
 from paycore.store.database import DatabaseRefusedError
@@ -34,11 +35,18 @@ STATEMENT_TIMEOUT_MS = 30_000
 MIGRATION_WAIT_MS = 60_000
 """How long a migration waits for another one, or for a table that is in use."""
 
+LOOK_AGAIN_SECONDS = 1.0
+"""How long a writer relies on what it has seen of the server's durability, which a reload can switch off."""
+
 _CONNECT_SECONDS = 5
 _MIGRATION_LOCK = 0x7061_7963_6F72_65  # "paycore"
 
 _DURABILITY_SWITCHES = ("fsync", "full_page_writes", "synchronous_commit")
 """What must not be off; ``allow_NAME_off=1`` in the URL says that losing acknowledged payments is accepted."""
+
+_SWITCHES_NOW = sql.SQL("SELECT {}").format(
+    sql.SQL(", ").join(sql.SQL("current_setting({})").format(name) for name in _DURABILITY_SWITCHES)
+)
 
 _COMMIT_LEVELS = ("on", "remote_apply", "remote_write", "local", "off")
 """What ``synchronous_commit`` may be asked for. All but off survive a crash of the primary."""
@@ -94,6 +102,8 @@ class PostgresqlServer:
             isolation_level="READ COMMITTED" if writes else "REPEATABLE READ",
             use_native_hstore=False,
         )
+        if writes:
+            event.listen(engine, "begin", _Watch(self))
         # The driver forgets a statement's row count once its cursor is closed.
         return engine.execution_options(preserve_rowcount=True)
 
@@ -144,27 +154,46 @@ class PostgresqlServer:
             "tcp_keepalives_interval": "2",
             "tcp_keepalives_count": "3",
         }
-        if writes and self._durability.synchronous_commit:
-            settings["synchronous_commit"] = self._durability.synchronous_commit
         calls = sql.SQL(", ").join([sql.SQL("set_config(%s, %s, false)")] * len(settings))
         connection.execute(
             sql.SQL("SELECT {}").format(calls), [part for setting in settings.items() for part in setting]
         )
         if writes:
-            self._refuse_forgetful(connection)
-        if not writes:
+            # A session's own value stands whatever the server, the role or the database is set to later.
+            connection.execute(
+                "SELECT set_config('synchronous_commit',"
+                " coalesce(nullif(%s, ''), current_setting('synchronous_commit')), false)",
+                [self._durability.synchronous_commit],
+            )
+            self.refuse_forgetful(connection)
+        else:
             connection.read_only = True
         connection.autocommit = False
 
-    def _refuse_forgetful(self, connection: psycopg.Connection[Any]) -> None:
+    def refuse_forgetful(self, connection: psycopg.Connection[Any]) -> None:
         """Look at what this session really runs with, whoever set it: configuration, role, database or URL."""
-        for name in _DURABILITY_SWITCHES:
-            (value,) = connection.execute("SELECT current_setting(%s)", [name]).fetchone() or ("",)
+        values = connection.execute(_SWITCHES_NOW).fetchone() or ()
+        for name, value in zip(_DURABILITY_SWITCHES, values, strict=True):
             if value == "off" and name not in self._durability.allowed_off:
                 raise DatabaseRefusedError(
                     f"{self.name}: the server runs with {name}=off: a crash would lose acknowledged payments;"
                     f" switch it on, or say allow_{name}_off=1 in the URL if that is accepted"
                 )
+
+
+class _Watch:
+    """Looks at the server's durability as a transaction begins, once in a while. It belongs to the writer's thread."""
+
+    def __init__(self, server: PostgresqlServer) -> None:
+        self._server = server
+        self._looked_at = time.monotonic()
+
+    def __call__(self, connection: Connection) -> None:
+        if time.monotonic() - self._looked_at < LOOK_AGAIN_SECONDS:
+            return
+        driver: Any = connection.connection.driver_connection
+        self._server.refuse_forgetful(driver)
+        self._looked_at = time.monotonic()
 
 
 def parse_postgresql_url(url: URL) -> PostgresqlServer:
