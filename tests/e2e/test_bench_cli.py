@@ -7,19 +7,25 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
-from paycore.bench.databases import COUNTED, SqliteDatabase, now_ms
+from paycore.bench import bare_store, postgresql_server
+from paycore.bench.bare_rows import outcomes
+from paycore.bench.counts import Counted, Phase, accepted, check, mixed
+from paycore.bench.databases import COUNTED, SqliteDatabase, count_sql, now_ms
 from paycore.bench.empty_server import BATCH_METHOD
 from paycore.bench.load import Load, Loaded, LoadError, Messages
-from paycore.bench.notify import Counted, Phase, accepted, check, mixed
 from paycore.bench.payments import Cycle, Lot, amount_minor, trade_no
 from paycore.bench.processes import empty_server
 from paycore.bench.result import CountError, percentile_ms
 from paycore.bench.words import BLOCK, PAYMENTS_A_BLOCK, Said, Writer, first_words, mixed_words
+from paycore.store import sqlite
+from paycore.store.engine import parse_database_url
 from paycore.store.schema import open_store
 from paycore.v1 import payment_service_pb2
 
@@ -66,11 +72,55 @@ def test_bench_notify_of_everything_gives_a_row_each(store: str, open_folder: Pa
     assert_sane(told)
     assert (told["store"], told["batch"], told["count"], told["existing"]) == (store, 100, 2_000, 1_000)
     rows = {row["name"]: row for row in told["results"]}
-    assert list(rows) == ["empty handler", "first words", "not clean", "open loop", "idle", "bare store"]
+    assert list(rows) == [*("empty handler", "first words", "not clean", "open loop", "idle", "alone", "bare store")]
     assert all(row["rate"] > 0 and row["meaning"] for row in rows.values())
     assert rows["bare store"]["of_limit"] == 1
     assert told["open_loop_asked_rate"] == pytest.approx(told["rate"] / 2)
+    # A message's latency counts from its moment, so it holds what the load itself was late by.
+    assert 0 <= told["open_loop_client_late_p50_ms"] <= told["open_loop_client_late_p99_ms"] < told["open_loop_p99_ms"]
+    assert 0 < told["alone_p50_ms"] <= told["alone_p99_ms"]
+    assert told["alone_rate"] > 0
     assert list(open_folder.iterdir()) == [], "nothing is left behind"
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgresql"])
+def test_bench_notify_on_a_database_of_ones_own_leaves_what_was_measured_in_it(store: str, open_folder: Path) -> None:
+    url = f"sqlite:///{open_folder}/own.db"
+    with ExitStack() as stack:
+        if store == "postgresql":
+            url = stack.enter_context(postgresql_server.running(open_folder))
+        told = bench_json("notify", "--db", url, "--count", "300", "--batch", "100", "--folder", str(open_folder))
+        assert_sane(told)
+        # The words themselves, and the rows of the limit: on SQLite, of each shape of statement that was tried.
+        shapes = len(bare_store.SHAPES) if store == "sqlite" else 1
+        assert database_counts(url)["payment_outcome"] == 300 + shapes * 300
+        again = bench("notify", "--db", url, "--count", "300", "--folder", str(open_folder))
+        assert (again.returncode, again.stdout) == (1, "")
+        assert "is there already" in again.stderr or "has payments in it" in again.stderr
+
+
+def database_counts(url: str) -> dict[str, int]:
+    engine = parse_database_url(url).engine(writes=False)
+    with engine.connect() as connection, connection.begin():
+        counts = {name: int(connection.execute(text(count_sql(name))).scalar_one()) for name in COUNTED}
+    engine.dispose()
+    return counts
+
+
+@pytest.mark.parametrize("size", [1, 49, 50, 1_303])
+def test_bare_store_inserts_every_row_in_every_shape(size: int, lot: Lot, database: SqliteDatabase) -> None:
+    rows = lot._replace(size=3 * size)
+    for shape in bare_store.SHAPES:
+        assert bare_store.run_sqlite(str(database.path), rows, size, shape) > 0
+        rows = rows._replace(first_ms=rows.end_ms)
+    assert database.counts()["payment_outcome"] == len(bare_store.SHAPES) * 3 * size
+
+
+def test_bare_store_tries_the_statements_of_the_store() -> None:
+    assert {max(shape) for shape in bare_store.SHAPES} == {50, 500}
+    (statement, values) = bare_store._sqlite_runs(list(outcomes(Lot(now_ms(), 500, 1))), bare_store.SHAPES[0])[0]
+    assert statement.split(" VALUES ")[0] == sqlite._INSERT_FIRST_OUTCOMES[500].split(" VALUES ")[0]
+    assert (statement.count("("), len(values)) == (sqlite._INSERT_FIRST_OUTCOMES[500].count("("), 1)
 
 
 def test_bench_wire_gives_the_baseline_and_the_limit() -> None:
@@ -244,6 +294,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 def test_load_in_closed_loop_reads_every_answer(server: str, messages: Messages) -> None:
     loaded = Load(in_flight=4, connections=2).run(server, messages, lambda _done: None)
+    assert loaded.late_ns == [], "no message has a moment of its own"
     assert loaded.outcomes == {("ACCEPTED", "false"): 40 * 40}
     assert (loaded.answers, loaded.words, len(loaded.latencies_ns)) == (40, 1_600, 40)
 
@@ -252,6 +303,9 @@ def test_load_in_open_loop_keeps_the_rate_that_was_asked_for(server: str, messag
     loaded = Load(in_flight=1, rate=40).run(server, messages, lambda _done: None)
     # 40 messages at moments drawn for 40 a second: never in no time, whatever the server does.
     assert 0.3 < loaded.seconds < 5
+    assert len(loaded.late_ns) == 40
+    assert loaded.late_ns[0] >= 0, "no message leaves before its moment"
+    assert all(late < latency for late, latency in zip(loaded.late_ns, loaded.latencies_ns, strict=True))
 
 
 def test_load_without_a_server_fails_aloud(messages: Messages) -> None:

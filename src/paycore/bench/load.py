@@ -5,6 +5,8 @@ how far it is, and at the end what came, as JSON. Only then are the answers read
 
 Closed loop: so many messages are in flight, each answer makes room for the next. Open loop: messages leave at moments
 drawn beforehand whatever the server does, and a latency counts from the moment at which its message should have left.
+How late this process itself was to send is told apart: where load and server share processors, that is no small part
+of a latency, and an answer waits for this process about as long again. Nothing is subtracted.
 """
 
 import asyncio
@@ -17,7 +19,7 @@ import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,6 +73,7 @@ class Loaded(NamedTuple):
     """What came of a run. seconds: from the first message's start to the last one's end.
 
     outcomes: how many words were answered with which (outcome, replayed). latencies_ns: of each message, sorted.
+    late_ns: open loop, how long after its moment each message was handed to gRPC, sorted; part of its latency.
     """
 
     seconds: float
@@ -79,6 +82,7 @@ class Loaded(NamedTuple):
     answer_bytes: int
     outcomes: dict[tuple[str, str], int]
     latencies_ns: list[int]
+    late_ns: Sequence[int] = ()
 
     @property
     def rate(self) -> float:
@@ -88,6 +92,10 @@ class Loaded(NamedTuple):
     def latency_ms(self, share: float) -> float:
         """The latency that this share of the messages did not exceed."""
         return percentile_ms(self.latencies_ns, share)
+
+    def late_ms(self, share: float) -> float:
+        """The lateness of the load itself that this share of the messages did not exceed; of open loop alone."""
+        return percentile_ms(self.late_ns, share)
 
 
 class Load(NamedTuple):
@@ -134,7 +142,8 @@ def _follow(process: "subprocess.Popen[str]", done: Callable[[int], None], words
         else:
             told = json.loads(rest)
             outcomes = {(outcome, replayed): count for outcome, replayed, count in told["outcomes"]}
-            return Loaded(told["seconds"], words, told["answers"], told["answer_bytes"], outcomes, told["latencies_ns"])
+            counts = told["seconds"], words, told["answers"], told["answer_bytes"]
+            return Loaded(*counts, outcomes, told["latencies_ns"], told["late_ns"])
     assert process.stderr is not None, "it was asked for"
     raise LoadError(f"the load failed: {process.stderr.read()[-2000:]}")
 
@@ -146,6 +155,7 @@ class _Sender:
         self._calls = calls
         self._messages = messages
         self.latencies_ns = array("q")
+        self.late_ns = array("q")
         self.answers: list[bytes] = []
 
     async def closed(self, in_flight: int) -> float:
@@ -169,10 +179,15 @@ class _Sender:
         async with asyncio.TaskGroup() as group:
             for number, message in enumerate(self._messages):
                 due_ns += int(chance.expovariate(rate) * 1e9)
-                if (ahead_ns := due_ns - time.perf_counter_ns()) > 0:
+                # Again where the loop, whose clock ticks in milliseconds, came back early.
+                while (ahead_ns := due_ns - time.perf_counter_ns()) > 0:  # noqa: ASYNC110 - time alone is waited for
                     await asyncio.sleep(ahead_ns / 1e9)
-                group.create_task(self._send(number, message, due_ns))
+                group.create_task(self._send_late(number, message, due_ns))
         return (time.perf_counter_ns() - started_ns) / 1e9
+
+    async def _send_late(self, number: int, message: bytes, due_ns: int) -> None:
+        self.late_ns.append(time.perf_counter_ns() - due_ns)
+        await self._send(number, message, due_ns)
 
     async def _send(self, number: int, message: bytes, since_ns: int) -> None:
         answer = await self._calls[number % len(self._calls)](message, timeout=CALL_SECONDS)
@@ -223,6 +238,7 @@ async def _run(address: str, messages: Messages, load: Load, *, read: bool) -> d
         "answer_bytes": sum(map(len, sender.answers)),
         "outcomes": _read_outcomes(messages.method, sender.answers) if read else [],
         "latencies_ns": sorted(sender.latencies_ns),
+        "late_ns": sorted(sender.late_ns),
     }
 
 

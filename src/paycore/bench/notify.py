@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from paycore.bench import bare_store
-from paycore.bench.databases import COUNTED, Database, now_ms, opened
+from paycore.bench.counts import Counted, Phase, accepted, check, mixed
+from paycore.bench.databases import Database, now_ms, opened
 from paycore.bench.empty_server import BATCH_METHOD, METHOD
 from paycore.bench.load import Load, Loaded, Messages
 from paycore.bench.payments import Cycle, Lot
@@ -24,7 +25,6 @@ from paycore.bench.words import (
     DUPLICATES,
     LATE,
     PAYMENTS_A_BLOCK,
-    REPLAYS,
     UNKNOWN,
     Said,
     Writer,
@@ -35,7 +35,8 @@ from paycore.bench.words import (
 AGE_MS = 60_000
 """How long ago the last payment was made: its pay time lies in the past."""
 
-IDLE_WORDS = 500
+IDLE_WORDS = 1_000
+ALONE_MESSAGES = 200
 NOT_CLEAN = Cycle(PAYMENTS_A_BLOCK, DUPLICATES, LATE)
 
 
@@ -44,8 +45,8 @@ class Options(NamedTuple):
 
     words: how many are measured. batch: of them in a message; 1 is unary Notify. in_flight: messages; None: as many as
     suit the batch. dirty: measure the stream that is not clean as well. open_loop: words a second, 0 for half of what
-    was reached, None: leave it out. existing: payments, paid, that the database holds before. pinned: server, load on
-    a core each.
+    was reached, None: leave it out. idle: measure messages that are alone, of one word and of a batch, as well.
+    existing: payments, paid, that the database holds before. pinned: server, load on a core each.
     """
 
     store: str
@@ -69,21 +70,10 @@ class Options(NamedTuple):
         """As asked, or enough to keep a server busy whose queue takes 100,000 words."""
         return self.in_flight or min(max(8_000 // self.batch, 8), 128)
 
-
-class Expected(NamedTuple):
-    """What a phase has to come to: words by (outcome, replayed), and new rows by table."""
-
-    outcomes: Mapping[tuple[str, str], int]
-    rows: Mapping[str, int]
-
-
-class Phase(NamedTuple):
-    """One stretch of load and what must come of it."""
-
-    name: str
-    meaning: str
-    messages: Messages
-    expected: Expected
+    @property
+    def alone_words(self) -> int:
+        """How many words go in messages that are alone: not more than are measured otherwise."""
+        return min(ALONE_MESSAGES * self.batch, self.words)
 
 
 class Lots(NamedTuple):
@@ -94,6 +84,7 @@ class Lots(NamedTuple):
     dirty: Lot
     open_loop: Lot
     idle: Lot
+    alone: Lot
     nobodys: Lot
     bare: Lot
 
@@ -102,7 +93,8 @@ class Lots(NamedTuple):
         """Let the last of them be made ``AGE_MS`` ago."""
         blocks = max(1, options.words // BLOCK) if options.dirty else 0
         counts = [options.existing, options.words, blocks * PAYMENTS_A_BLOCK]
-        counts += [options.words if options.open_loop is not None else 0, IDLE_WORDS if options.idle else 0]
+        counts += [options.words if options.open_loop is not None else 0]
+        counts += [IDLE_WORDS, options.alone_words] if options.idle else [0, 0]
         counts += [max(1, blocks * UNKNOWN), options.words]
         lots, at_ms = [], 0
         for node, count in enumerate(counts, start=1):
@@ -114,12 +106,12 @@ class Lots(NamedTuple):
 
     def written(self) -> Iterator[Lot]:
         """Those that are in the database when the server starts."""
-        return (lot for lot in self[:5] if lot.size)
+        return (lot for lot in self[:6] if lot.size)
 
     @property
     def heard(self) -> int:
         """How many payments words are about."""
-        return sum(lot.size for lot in self[1:5])
+        return sum(lot.size for lot in self[1:6])
 
     @property
     def paid_at_seconds(self) -> int:
@@ -173,6 +165,11 @@ class Words:
         """First words, each in a NotifyBatch of its own."""
         lot = self._lots.idle
         return self._write("idle", first_words(lot), lot.size, 1, method=BATCH_METHOD)
+
+    def alone(self) -> Messages:
+        """First words, in messages like those of the clean stream."""
+        lot = self._lots.alone
+        return self._write("alone", first_words(lot), lot.size, self._options.batch)
 
     def word_bytes(self) -> int:
         """The size of a word."""
@@ -286,25 +283,33 @@ class Bench:
             phase = Phase("not clean", meaning, self._words.dirty(), mixed(blocks))
             more["dirty_rate"] = self._measure(server, phase, self._load())[0].rate
         if options.open_loop is not None:
-            asked = options.open_loop or rate / 2
-            messages = self._words.open_loop()
-            meaning = f"{asked:,.0f} a second asked for, leaving at random moments (Poisson)"
-            phase = Phase("open loop", meaning, messages, accepted(messages.words))
-            loaded, _ = self._measure(server, phase, self._load(rate=asked / options.batch))
-            more |= {"open_loop_asked_rate": asked, "open_loop_rate": loaded.rate}
-            more |= {"open_loop_p50_ms": loaded.latency_ms(0.5), "open_loop_p99_ms": loaded.latency_ms(0.99)}
+            more |= self._measure_open_loop(server, options.open_loop or rate / 2)
         if options.idle:
-            messages = self._words.idle()
-            meaning = "a NotifyBatch of one, one after another"
-            phase = Phase("idle", meaning, messages, accepted(messages.words))
-            loaded, _ = self._measure(server, phase, Load(1, core=self._cores.load))
-            more |= {"idle_p50_ms": loaded.latency_ms(0.5), "idle_p99_ms": loaded.latency_ms(0.99)}
+            messages, one_by_one = self._words.idle(), Load(1, core=self._cores.load)
+            phase = Phase("idle", "a NotifyBatch of one, one after another", messages, accepted(messages.words))
+            more |= latencies("idle", self._measure(server, phase, one_by_one)[0])
+            messages = self._words.alone()
+            meaning = (
+                f"{options.batch:,} a message, one message after another: what it takes without waiting for others"
+            )
+            phase = Phase("alone", meaning, messages, accepted(messages.words))
+            loaded, _ = self._measure(server, phase, one_by_one)
+            more |= {"alone_rate": loaded.rate, **latencies("alone", loaded)}
         return more
+
+    def _measure_open_loop(self, server: Server, asked: float) -> dict[str, float]:
+        messages = self._words.open_loop()
+        meaning = f"{asked:,.0f} a second asked for, leaving at random moments (Poisson)"
+        phase = Phase("open loop", meaning, messages, accepted(messages.words))
+        loaded, _ = self._measure(server, phase, self._load(rate=asked / self._options.batch))
+        told = {"open_loop_asked_rate": asked, "open_loop_rate": loaded.rate, **latencies("open_loop", loaded)}
+        return told | {f"open_loop_{name}": value for name, value in lateness(loaded).items()}
 
     def _measure(self, server: Server, phase: Phase, load: Load) -> tuple[Loaded, float]:
         """Run a phase; return what came of it and how many words went into one commit."""
         loaded, group, cpu_us = self._check(server, phase, load)
         more = {"group": group} | ({} if cpu_us is None else {"cpu_us": cpu_us})
+        more |= {name.replace("_", " "): value for name, value in lateness(loaded).items()}
         p50_ms, p99_ms = loaded.latency_ms(0.5), loaded.latency_ms(0.99)
         self._rows.append(Row(phase.name, phase.meaning, loaded.rate, p50_ms, p99_ms, more=more))
         return loaded, group
@@ -324,59 +329,16 @@ class Bench:
         return lambda done: self._progress.done(done * messages.words // messages.number)
 
 
-class Counted(NamedTuple):
-    """What a server says it has done, and what its database holds."""
-
-    outcomes: dict[tuple[str, str], int]
-    commits: float
-    cpu_seconds: float | None
-    rows: dict[str, int]
-
-    @classmethod
-    def now(cls, server: Server, database: Database) -> "Counted":
-        """Ask."""
-        outcomes: dict[tuple[str, str], int] = {}
-        commits = 0.0
-        for (name, labels), value in server.metrics().items():
-            if name == "paycore_notify_total":
-                by = dict(labels)
-                key = by["outcome"], by["replayed"]
-                outcomes[key] = outcomes.get(key, 0) + int(value)
-            elif name == "paycore_commit_group_size_count":
-                commits += value
-        return cls(outcomes, commits, server.cpu_seconds(), database.counts())
+def latencies(what: str, loaded: Loaded) -> dict[str, float]:
+    """The latencies of a phase, as they are told beside the rates."""
+    return {f"{what}_p50_ms": loaded.latency_ms(0.5), f"{what}_p99_ms": loaded.latency_ms(0.99)}
 
 
-def check(phase: Phase, loaded: Loaded, before: Counted, after: Counted) -> None:
-    """Raise CountError unless answers, metrics and database all say that exactly what is expected was done."""
-    expected = {key: count for key, count in phase.expected.outcomes.items() if count}
-    counted = {key: count - before.outcomes.get(key, 0) for key, count in after.outcomes.items()}
-    for who, said in (("the answers say", loaded.outcomes), ("the server counted", counted)):
-        if {key: count for key, count in said.items() if count} != expected:
-            raise CountError(f"{phase.name}: {who} {said}, not {expected}")
-    written = {table: count - before.rows[table] for table, count in after.rows.items()}
-    if written != dict(phase.expected.rows):
-        raise CountError(f"{phase.name}: the database got {written}, not {phase.expected.rows}")
-
-
-def accepted(words: int) -> Expected:
-    """Every word is the first about its payment and in time."""
-    rows = {table: words if table == "payment_outcome" else 0 for table in COUNTED}
-    return Expected({("ACCEPTED", "false"): words}, rows)
-
-
-def mixed(blocks: int) -> Expected:
-    """What so many blocks of the stream that is not clean come to."""
-    outcomes = {
-        ("ACCEPTED", "false"): blocks * (PAYMENTS_A_BLOCK - LATE),
-        ("ACCEPTED", "true"): blocks * REPLAYS,
-        ("DUPLICATE", "false"): blocks * DUPLICATES,
-        ("LATE", "false"): blocks * LATE,
-        ("UNKNOWN", "false"): blocks * UNKNOWN,
-    }
-    surplus = blocks * (DUPLICATES + LATE)
-    rows = {"payment_outcome": blocks * PAYMENTS_A_BLOCK, "excess_payment": surplus, "refund": surplus}
-    return Expected(outcomes, rows | {"quarantine": blocks * UNKNOWN})
+def lateness(loaded: Loaded) -> dict[str, float]:
+    """How late the load itself was; nothing in closed loop, where no message has a moment of its own."""
+    if not loaded.late_ns:
+        return {}
+    return {"client_late_p50_ms": loaded.late_ms(0.5), "client_late_p99_ms": loaded.late_ms(0.99)}
 
 
 def batched(said: Iterable[Said], size: int) -> Iterator[list[Said]]:

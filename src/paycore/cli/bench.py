@@ -109,7 +109,10 @@ def bench_notify(
             show_default=False,
         ),
     ] = None,
-    idle: Annotated[bool, typer.Option("--idle", help="Also a NotifyBatch of one, one after another.")] = False,
+    idle: Annotated[
+        bool,
+        typer.Option("--idle", help="Also messages that are alone: a NotifyBatch of one, and one of --batch words."),
+    ] = False,
     existing: Annotated[int, typer.Option(min=0, help="Payments, paid, that the database holds before.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes of `paycore serve`.")] = 1,
     pinned: Annotated[
