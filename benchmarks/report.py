@@ -2,7 +2,7 @@
 
 Each cell's figures are kept in ``build/benchmarks``: a report that was interrupted goes on where it was, and
 ``--fresh`` measures everything anew. Then the tables between markers in docs/benchmarks.md and the chart beside it are
-written, of nothing but those figures.
+written, of nothing but those figures. A section whose cells were not all measured stays as it is.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks import chart
-from benchmarks.cells import BATCHES, HEADLINE, STORES, CellError, Results, Told, cells
+from benchmarks.cells import BATCHES, HEADLINE, STORES, Cell, CellError, Results, Told, cells, chosen, minutes, shown
 
 ROOT = Path(__file__).parents[1]
 PAGE, CHART = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks.svg"
 KEPT = ROOT / "build" / "benchmarks"
 INDEX_FACTS = ("memory each", "dict each", "longest", "load", "at limit")
+LEFT_OUT = "Not measured here: `make bench-docs ARGS=--long` does."
 NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 
 
@@ -28,20 +29,32 @@ class Page:
 
     def __init__(self, results: Results) -> None:
         self._results = results
+        self.missing: dict[str, str] = {}
+        """Why a section cannot be made: name -> which cell was not measured."""
 
     def sections(self) -> dict[str, str]:
-        """The text between each pair of markers."""
-        return {
-            "machine": self._machine(),
-            "batch": self._batch(),
-            "beyond": self._beyond(),
-            "peers": self._peers(),
-            "wire": self._wire(),
-            "startup": self._startup(),
-            "index": self._index(),
-            "many": self._many(),
-            "unary": self._unary(),
+        """The text between each pair of markers, of those whose figures are all there."""
+        every: dict[str, Callable[[], str]] = {
+            "machine": self._machine,
+            "batch": self._batch,
+            "beyond": self._beyond,
+            "peers": self._peers,
+            "wire": self._wire,
+            "startup": self._startup,
+            "index": self._index,
+            "many": self._many,
+            "unary": self._unary,
+            "refunds": self._refunds,
+            "sweeps": self._sweeps,
+            "audits": self._audits,
         }
+        found = {}
+        for name, make in every.items():
+            try:
+                found[name] = make()
+            except CellError as missing:
+                self.missing[name] = str(missing)
+        return found
 
     def chart(self) -> str:
         """The chart of throughput and latency over batch size and store."""
@@ -115,9 +128,12 @@ class Page:
             rows.append((name, "16 messages in flight", rated(deep["rate"], rate)))
             rows.append((name, "16 messages in flight, `--workers 2`", rated(workers["rate"], rate)))
             rows.append((name, "words with the bank's body and headers, 503 bytes", rated(evidence["rate"], rate)))
-            open_loop = f"{told['open_loop_rate']:,.0f}/s: " + latency(told, "open_loop_")
+            open_loop = f"{told['open_loop_rate']:,.0f}/s: {latency(told, 'open_loop_')}"
+            open_loop += f"; of it client late {latency(told, 'open_loop_client_late_')}"
             rows.append((name, "half of that rate, at random moments (open loop)", open_loop))
             rows.append((name, "a NotifyBatch of one, one after another", latency(told, "idle_")))
+            alone = f"{told['alone_rate']:,.0f}/s: {latency(told, 'alone_')}"
+            rows.append((name, f"a message of {told['batch']:,}, one after another", alone))
         return table(["store", "what", "measured"], rows)
 
     def _peers(self) -> str:
@@ -159,21 +175,8 @@ class Page:
         return table(["store", "", "payments a second", "of the scan", "ms"], rows)
 
     def _index(self) -> str:
-        parts = []
-        for told in filter(None, map(self._results.get, ("index", "index-many"))):
-            rows = [
-                (
-                    row["name"],
-                    f"{row['rate']:,.0f}",
-                    f"{row['rate'] / told['baseline_rate']:.1f}",
-                    f"{row['of_limit']:.2f}",
-                )
-                for row in told["results"]
-            ]
-            heads = [f"{told['count']:,} payments", "checks a second", "x the dict", "of the limit"]
-            facts = [f"- {name}: {told['machine'][name]}" for name in INDEX_FACTS if name in told["machine"]]
-            parts.append("\n".join([table(heads, rows), "", *facts]))
-        return "\n\n".join(parts)
+        many = (self._results.get(name) for name in ("index-many", "index-most"))
+        return "\n\n".join(index_part(told) for told in (self._told("index"), *many) if told)
 
     def _many(self) -> str:
         rows = []
@@ -185,8 +188,47 @@ class Page:
                     for told in (few, many)
                 ]
         if not rows:
-            return "Not measured here: `make bench-docs ARGS=--long` does."
+            return LEFT_OUT
         return table(["store", "payments before", "a second", "of the first"], rows)
+
+    def _refunds(self) -> str:
+        rows = []
+        for store in STORES:
+            told = self._told(f"refund-{store}")
+            for processes, rates in told["rates"].items():
+                refunder, bare = rates["refunder"], rates["bare"]
+                figures = (f"**{refunder:,.0f}**", f"{bare:,.0f}", f"{refunder / bare:.2f}", f"{told['count']:,}")
+                rows.append((NAMES[store], processes, *figures))
+        return table(["store", "processes", "refunds a second", "bare client", "of it", "measured"], rows)
+
+    def _repairs(self) -> list[tuple[str, Told]]:
+        """The runs with a million payments, and with ten where there are any; each with its store's name."""
+        found = []
+        for store in STORES:
+            found.append((NAMES[store], self._told(f"repair-{store}")))
+            if many := self._results.get(f"repair-many-{store}"):
+                found.append((NAMES[store], many))
+        return found
+
+    def _sweeps(self) -> str:
+        rows = []
+        for store, told in self._repairs():
+            full, scan = told["full_seconds"], told["scan_seconds"]
+            passes = (f"{told['idle_seconds'] * 1e3:.0f}", f"{told['burst_seconds'] * 1e3:.0f}", f"**{full:.1f}**")
+            figures = (f"{told['rate']:,.0f}", f"{scan:.1f}", f"{full / scan:.2f}")
+            rows.append((store, f"{told['count']:,}", *passes, *figures))
+        heads = ["store", "payments", "nothing new, ms", "after 10,000 new, ms", "full pass, s", "payments a second"]
+        return table([*heads, "bare scan, s", "x the scan"], rows)
+
+    def _audits(self) -> str:
+        rows = []
+        for store, run in self._repairs():
+            told = run["audit"]
+            seconds, scan = told["audit_seconds"], told["scan_seconds"]
+            figures = (f"{told['rate']:,.0f}", f"{told['cpu_seconds']:.1f}", f"{scan:.1f}", f"{seconds / scan:.2f}")
+            rows.append((store, f"{told['count']:,}", f"**{seconds:.1f}**", *figures))
+        heads = ["store", "payments", "audit, s", "payments a second", "processor time, s", "bare scan, s"]
+        return table([*heads, "x the scan"], rows)
 
     def _unary(self) -> str:
         rows = []
@@ -197,6 +239,22 @@ class Page:
                 figures = (f"{row['rate']:,.0f}", between, f"{row['ratio']:.2f}", *cells_of)
                 rows.append((str(workers), row["name"], *figures))
         return table(["workers", "", "calls a second", "range", "x empty", "p50 ms", "p99 ms"], rows)
+
+
+def index_part(told: Told) -> str:
+    """What was measured of an index of one size; alone, there is nothing to compare it with."""
+    rows = [
+        (
+            row["name"],
+            f"{row['rate']:,.0f}",
+            f"{row['rate'] / told['baseline_rate']:.1f}" if told["baseline_rate"] else "",
+            f"{row['of_limit']:.2f}" if row["of_limit"] else "",
+        )
+        for row in told["results"]
+    ]
+    heads = [f"{told['count']:,} payments", "checks a second", "x the dict", "of the limit"]
+    facts = [f"- {name}: {told['machine'][name]}" for name in INDEX_FACTS if name in told["machine"]]
+    return "\n".join([table(heads, rows), "", *facts])
 
 
 def rated(rate: float, clean: float) -> str:
@@ -240,31 +298,59 @@ def fill(page: str, sections: dict[str, str]) -> str:
     return page
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Measure what is left, and write the page and the chart."""
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__)
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
-    parser.add_argument("--only", nargs="+", metavar="CELL", help="measure these again and keep the others")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="CELL",
+        help="measure these anew and no others, long ones too; * stands for anything",
+    )
+    parser.add_argument("--long", action="store_true", help="measure with ten and fifty million payments too")
+    parser.add_argument("--list", action="store_true", help="tell the cells, and how long each takes, and do nothing")
     parser.add_argument("--scale", type=float, default=1.0, help="of the usual counts; what is below 1 is a trial")
     parser.add_argument("--kept", type=Path, default=KEPT, help="where figures are kept (default: build/benchmarks)")
     parser.add_argument("--folder", type=Path, help="where databases are made: a local disk (default: TMPDIR)")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page that is filled in")
     parser.add_argument("--chart", type=Path, default=CHART, help="where the chart is written")
-    parser.add_argument("--long", action="store_true", help="measure with ten million payments too: 15 minutes more")
-    options = parser.parse_args(arguments)
-    results, every = Results(options.kept), cells(options.scale, long=options.long)
-    if options.fresh:
-        results.forget()
-    for name in options.only or ():
-        (options.kept / f"{name}.json").unlink(missing_ok=True)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure what is left, and write the page and the chart."""
+    options = parse(arguments)
     try:
-        results.measure(every, options.folder)
-        page = Page(results)
-        sections, drawn = page.sections(), page.chart()
+        wanted = chosen(cells(options.scale), options.only, long=options.long)
+        if options.list:
+            list_cells(wanted)
+            return 0
+        results = Results(options.kept)
+        if options.fresh:
+            results.forget()
+        for cell in wanted if options.only else ():
+            results.drop(cell.name)
+        results.measure(wanted, options.folder)
+        write(Page(results), options.page, options.chart)
     except CellError as error:
         print(f"no report: {error}", file=sys.stderr)
         return 1
-    options.page.write_text(fill(options.page.read_text(encoding="utf-8"), sections), encoding="utf-8")
-    options.chart.write_text(drawn, encoding="utf-8")
-    print(f"written: {options.page} and {options.chart}", file=sys.stderr)
     return 0
+
+
+def list_cells(wanted: Sequence[Cell]) -> None:
+    """Print the cells, what each takes and all of them together, and their commands."""
+    for cell in wanted:
+        print(f"{minutes(cell.seconds):>8}  {cell.name}: {shown(cell.arguments)}")
+    print(f"{minutes(sum(cell.seconds for cell in wanted)):>8}  in all")
+
+
+def write(page: Page, path: Path, drawing: Path) -> None:
+    """Fill the page and draw the chart, of what was measured; say what stays as it was."""
+    path.write_text(fill(path.read_text(encoding="utf-8"), page.sections()), encoding="utf-8")
+    for name, why in page.missing.items():
+        print(f"{path}: {name} stays as it was: {why}", file=sys.stderr)
+    if "batch" not in page.missing:
+        drawing.write_text(page.chart(), encoding="utf-8")
+    print(f"written: {path} and {drawing}", file=sys.stderr)
