@@ -37,7 +37,8 @@ class GivenUpError(Exception):
 class Calls:
     """Calls a server that dies under them. told: where every answer is kept.
 
-    unanswered: how many calls wait now. answered, cut: how many were, and how many lost their answer, since ``begin``.
+    unanswered: how many calls wait now. answered, cut: how many paycore answered, whatever it said, and how many lost
+    their answer by its death, since ``begin``.
     """
 
     def __init__(self, address: str, told: Told, draw: random.Random) -> None:
@@ -141,7 +142,8 @@ class Calls:
                 answer = await method(request, timeout=CALL_SECONDS, wait_for_ready=True)
             except grpc.aio.AioRpcError as raised:
                 error = read_error(raised.code(), raised.details(), raised.trailing_metadata())
-                self._count(raised.code(), error)
+                self.answered += is_answer(error)
+                self.cut += is_cut_off(error)
             else:
                 self.answered += 1
                 return answer
@@ -152,16 +154,19 @@ class Calls:
             self._check_patience(error)
             await asyncio.sleep(self._draw.uniform(0.02, 0.2))
 
-    def _count(self, code: grpc.StatusCode, error: PaycoreRpcError) -> None:
-        if code is grpc.StatusCode.UNAVAILABLE and error.reason == code.name:
-            # No answer of paycore's: it died with the call in hand.
-            self.cut += 1
-        else:
-            self.answered += 1
-
     def _check_patience(self, error: PaycoreRpcError) -> None:
         if self._give_up_at is not None and asyncio.get_running_loop().time() > self._give_up_at:
             raise GivenUpError(f"no answer although no server is killed any more: {error}") from error
+
+
+def is_answer(error: PaycoreRpcError) -> bool:
+    """Whether paycore said it, rather than gRPC in its place."""
+    return error.reason != error.code.name
+
+
+def is_cut_off(error: PaycoreRpcError) -> bool:
+    """Whether paycore died with the call in hand. Who has waited long enough is neither cut off nor answered."""
+    return error.code is grpc.StatusCode.UNAVAILABLE and not is_answer(error)
 
 
 def success(

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from paycore.domain.ids import format_channel_order_no, parse_channel_order_no
-from paycore.domain.verdicts import EXCESS_REASONS, REFUND_DONE, NotifyOutcome, PaymentState
+from paycore.domain.verdicts import EXCESS_REASONS, REFUND_DONE, NotifyOutcome, PaymentState, RefundState
 from paycore.usecases.attempts import NOT_EXIST_MARGIN_MS
 from tests.crash.told import Told, ToldWord
 
@@ -41,7 +41,7 @@ class BankCapture(NamedTuple):
 
 
 class BankRefund(NamedTuple):
-    """A refund as the bank has it. result: ACCEPTED, REFUNDED or REFUSED."""
+    """A refund as the bank has it. result: ACCEPTED, REFUNDED, REFUSED, or RETURNED where the bank did it by itself."""
 
     bank: str
     refund_no: str
@@ -102,7 +102,7 @@ def read_books(answer: Mapping[str, Any]) -> Books:
 def judge(books: Books, rows: Rows, told: Told, now_ms: int) -> list[Finding]:
     """Return everything that is wrong, once all work is done: what is still under way is a finding too."""
     case = _Case(books, rows, now_ms)
-    checks = (_outcomes, _captures, _refund_intents, _refunds_sent, _kept_money, _finished)
+    checks = (_outcomes, _captures, _refund_intents, _refunds_sent, _refused_refunds, _kept_money, _finished)
     return [
         *(finding for check in checks for finding in check(case)),
         *_told_payments(case, told),
@@ -157,8 +157,12 @@ class _Case:
         return self.kept.get(capture) or self.excess.get(capture)
 
     def refunded(self, trade_no: str) -> list[BankRefund]:
-        """The refunds by which a capture went back."""
-        return [one for one in self.sent[trade_no] if one.result == "REFUNDED"]
+        """The refunds by which a capture went back, and its return by the bank itself."""
+        return [one for one in self.sent[trade_no] if one.result in {"REFUNDED", "RETURNED"}]
+
+    def returned(self, trade_no: str) -> bool:
+        """Whether the bank sent a capture back by itself."""
+        return any(one.result == "RETURNED" for one in self.sent[trade_no])
 
 
 def _outcomes(case: _Case) -> Iterator[Finding]:
@@ -211,10 +215,16 @@ def _refunds_sent(case: _Case) -> Iterator[Finding]:
             yield Finding("a refund is doubled", f"{taken}: {done}")
         elif done[0].amount_minor != taken.amount_minor:
             yield Finding("a refund of another amount", f"{taken}: {done}")
-    for refund in case.books.refunds:
-        if refund.code == "OVER_CAPTURED":
-            # The bank has refused what would have doubled it: another bank might not.
-            yield Finding("a refund was sent twice", f"{refund}")
+
+
+def _refused_refunds(case: _Case) -> Iterator[Finding]:
+    """No refund was sent for what had gone back: this bank has refused it, another one might not."""
+    for trade_no, refunds in case.sent.items():
+        refused = [one for one in refunds if one.code == "OVER_CAPTURED"]
+        # A bank may send the money back by itself just after it has said that it did not: one sending too many, and
+        # nobody's fault.
+        if len(refused) > case.returned(trade_no):
+            yield Finding("a refund was sent twice", f"{refused}")
 
 
 def _kept_money(case: _Case) -> Iterator[Finding]:
@@ -235,19 +245,28 @@ def _finished(case: _Case) -> Iterator[Finding]:
     waiting = case.waiting()
     undecided = case.payments.keys() - case.outcomes.keys() - waiting
     yield from (Finding("a payment without an outcome", f"{one}") for one in undecided)
+    yield from _finished_refunds(case)
+    yield from (Finding("a word still to be sent", f"{one}") for one in case.books.notices if one.pending)
+
+
+def _finished_refunds(case: _Case) -> Iterator[Finding]:
     results = {(row.payment_id, row.refund_no, row.seq): row.result for row in case.rows["refund_result"]}
-    tries = {(row.payment_id, row.refund_no, row.seq): row for row in case.rows["refund_try"]}
-    at_bank = {one.refund_no: one for one in case.books.refunds}
-    numbers = {row.channel_refund_no for row in tries.values()}
-    for key, row in tries.items():
-        known = at_bank.get(row.channel_refund_no)
-        here, there = results.get(key) in REFUND_DONE, known is not None and known.result == "REFUNDED"
+    done = {key[:2] for key, result in results.items() if result in REFUND_DONE}
+    intents = {(row.payment_id, row.refund_no): row for row in case.rows["refund"]}
+    yield from (Finding("a refund without a final word", f"{intents[one]}") for one in intents.keys() - done)
+    at_bank = {one.refund_no: one for one in case.books.refunds if one.result != "RETURNED"}
+    for row in case.rows["refund_try"]:
+        key = (row.payment_id, row.refund_no, row.seq)
+        known = at_bank.pop(row.channel_refund_no, None)
+        moved = known is not None and known.result == "REFUNDED"
         if key not in results:
             yield Finding("a refund without a final word", f"{row}")
-        elif here != there:
+        elif results[key] == RefundState.RETURNED_BY_CHANNEL:
+            if moved or not case.returned(intents[key[:2]].channel_trade_no):
+                yield Finding("bank and database differ about a refund", f"{row}: {known}")
+        elif moved != (results[key] == RefundState.REFUNDED):
             yield Finding("bank and database differ about a refund", f"{row}: {known}")
-    yield from (Finding("a refund that is not on record", f"{at_bank[one]}") for one in at_bank.keys() - numbers)
-    yield from (Finding("a word still to be sent", f"{one}") for one in case.books.notices if one.pending)
+    yield from (Finding("a refund that is not on record", f"{one}") for one in at_bank.values())
 
 
 def _told_payments(case: _Case, told: Told) -> Iterator[Finding]:
@@ -309,11 +328,15 @@ def _stands(case: _Case, word: ToldWord) -> bool:
 def _acknowledged_notices(case: _Case) -> Iterator[Finding]:
     """What a bank was told to stop sending is on record."""
     for one in case.books.notices:
-        if not (one.acknowledged and one.trade_no):
-            continue
-        key = BankCapture(one.bank, one.order_no, one.trade_no, one.amount_minor).key
-        if case.on_record(key) is None and (one.bank, one.order_no, one.trade_no) not in case.quarantined:
+        if one.acknowledged and not _is_on_record(case, one):
             yield Finding("an acknowledged notification is lost", f"{one}")
+
+
+def _is_on_record(case: _Case, notice: BankNotice) -> bool:
+    if (notice.bank, notice.order_no, notice.trade_no) in case.quarantined:
+        return True
+    key = BankCapture(notice.bank, notice.order_no, notice.trade_no, notice.amount_minor).key
+    return case.on_record(key) is not None if notice.trade_no else key[:2] in case.failed
 
 
 def report(findings: Iterable[Finding], most: int = 40) -> str:

@@ -70,8 +70,11 @@ ELSEWHERE = ("simbank.",)
 ENOUGH = 3
 """How often each point must have struck in a run."""
 
-_CALLERS = ("rpc.", "writer.", "store.", "judge.")
-"""Points that mean nothing unless somebody waits: an idle server passes them for its own heartbeat."""
+_IDLE_TOO = ("rpc.", "writer.", "store.", "judge.", "slices.", "sweeper.")
+"""Points that an idle server passes as well, for its heartbeat and for passes that find nothing to do.
+
+To die there means something only where somebody waits. At any other point a piece of a job's work is in hand.
+"""
 
 _MOMENT_EVERY = 5
 """Every so many kills one comes at a random moment from outside, whatever the points still need."""
@@ -118,6 +121,10 @@ class Tally:
         """The points that have not struck often enough, with how often they have."""
         return {name: self.hits[name] for name in self._points if self.hits[name] < self._enough}
 
+    def strikes(self) -> list[int]:
+        """How often each point has struck."""
+        return [self.hits[name] for name in self._points]
+
     def plan(self) -> Plan:
         """Draw how the next life ends."""
         self._plans += 1
@@ -136,7 +143,7 @@ class Tally:
         self.cut_calls += cut_calls
         if plan.point and not struck:
             self._missed[plan.point] += 1
-        if not cut_calls and (not struck or plan.point.startswith(_CALLERS)):
+        if not cut_calls and (not struck or plan.point.startswith(_IDLE_TOO)):
             self.idle += 1
         elif struck:
             self.hits[plan.point] += 1

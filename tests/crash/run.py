@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,9 @@ from tests.crash.calls import Calls
 from tests.crash.judge import Finding, judge, read_books, report
 from tests.crash.points import ENOUGH, Plan, Tally
 from tests.crash.stage import BROKEN, FOUND_BY_SWEEP, Server, Stage, set_up
-from tests.crash.stories import Day, Traffic, Users
+from tests.crash.stories import Day, Users
 from tests.crash.told import Told
+from tests.crash.traffic import Traffic
 from tests.support.core import read_all
 from tests.support.server import START_SECONDS, clean_environment
 
@@ -39,7 +41,7 @@ Say = Callable[[str], None]
 class Verdict(NamedTuple):
     """What a run came to. missing: the points that struck too seldom. defects: lines of the server's own log.
 
-    repaired: how often a sweep found and put right what nothing before it had done.
+    repaired: how often a sweep found and put right what nothing before it had done. compared: how many of what.
     """
 
     tally: Tally
@@ -47,6 +49,7 @@ class Verdict(NamedTuple):
     missing: dict[str, int]
     defects: list[str]
     repaired: int
+    compared: dict[str, int]
     stories: int
     seconds: float
 
@@ -57,9 +60,12 @@ class Verdict(NamedTuple):
 
     def text(self) -> str:
         """All of it for people."""
+        strikes = self.tally.strikes()
         lines = [
             self.tally.table(),
+            f"strikes of a place: {min(strikes)} at least, {statistics.median(strikes):g} in the middle",
             f"{self.stories} stories in {self.seconds:.0f} s; sweeps put right {self.repaired} things",
+            f"compared: {', '.join(f'{count} {what}' for what, count in self.compared.items())}",
         ]
         if self.missing:
             lines.append(f"struck too seldom: {self.missing}")
@@ -87,7 +93,8 @@ async def crash(
     defects = [line for line in log if any(word in line for word in BROKEN)]
     repaired = sum(FOUND_BY_SWEEP in line for line in log)
     seconds = time.monotonic() - started
-    return Verdict(run.tally, findings, run.tally.missing(), defects, repaired, run.traffic.told, seconds)
+    missing = run.tally.missing()
+    return Verdict(run.tally, findings, missing, defects, repaired, run.compared, run.traffic.told, seconds)
 
 
 class _Run:
@@ -98,6 +105,7 @@ class _Run:
         self._bank_url = stage.bank_url
         self._say = say
         self._told = Told()
+        self.compared: dict[str, int] = {}
         self._calls = Calls(stage.server.address, self._told, draw)
         self._users = Users(stage.bank_url)
         self.tally = Tally(random.Random(draw.getrandbits(64)), enough)
@@ -119,8 +127,7 @@ class _Run:
             self._calls.begin()
             self._server.begin(plan)
             struck = await self._die(plan)
-            # The calls that it had in hand learn of it.
-            await asyncio.sleep(0.02)
+            await self._mourn()
             self.tally.note(plan, struck=struck, cut_calls=self._calls.cut)
             self._say(f"{self.tally.kills} kills, {self.traffic.told} stories; {plan.point or 'a random moment'}")
 
@@ -135,6 +142,13 @@ class _Run:
         struck = self._server.is_dead
         self._server.kill()
         return struck
+
+    async def _mourn(self) -> None:
+        """Wait until all calls that it had in hand have learned of it: none may be counted for its successor."""
+        seen = -1
+        while self._calls.cut != seen:
+            seen = self._calls.cut
+            await asyncio.sleep(0.02)
 
     async def _wait(self, seen: Callable[[], bool], seconds: float) -> None:
         """Wait until something is seen, or the server is dead, or the time is over."""
@@ -180,4 +194,11 @@ class _Run:
     async def _judge(self) -> list[Finding]:
         books = read_books(await self._users.books())
         rows = await asyncio.to_thread(read_all, self._server.url)
+        self.compared = {
+            "payments": len(rows["payment"]),
+            "captures": len(books.captures),
+            "refunds at the banks": len(books.refunds),
+            "notifications of the banks": len(books.notices),
+            "words of clients": len(self._told.words),
+        }
         return judge(books, rows, self._told, time.time_ns() // 1_000_000)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+from tests.crash.nursery import Nursery
 from tests.crash.points import Plan
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, clean_environment
 from tests.support.simbank import SECRETS, bank_process, running
 
 CHANNEL_TIMEOUT_MS = 600
@@ -49,12 +52,11 @@ FOUND_BY_SWEEP = '"sweep_found"'
 class Server(ServerProcess):
     """A server on a database that is there already; it is told at each start how to die."""
 
-    def __init__(self, url: str, folder: Path, env: dict[str, str]) -> None:
+    def __init__(self, url: str, folder: Path, nursery: Nursery) -> None:
         # Only its name is used: the log and the ready file stand beside it.
-        label = folder / "server"
-        label.touch()
-        super().__init__(label, env={**SETTINGS, **env})
+        super().__init__(folder / "server", env={**SETTINGS, "PAYCORE_METRICS_LISTEN": "127.0.0.1:0"})
         self._url = url
+        self._nursery = nursery
         self.address = f"127.0.0.1:{free_port()}"
 
     @property
@@ -63,8 +65,10 @@ class Server(ServerProcess):
 
     @property
     def is_dead(self) -> bool:
-        """Whether it has ended."""
-        return self.process.poll() is not None
+        """Whether it was killed. Fails where it has ended by itself."""
+        code = self.process.poll()
+        assert code in (None, -signal.SIGKILL), f"the server ended with {code}:\n{self.log()[-4_000:]}"
+        return code is not None
 
     @property
     def is_ready(self) -> bool:
@@ -78,6 +82,16 @@ class Server(ServerProcess):
         else:
             self.env.pop("PAYCORE_FAILPOINTS", None)
         self.launch()
+
+    def launch(self) -> None:
+        self.ready_path.unlink(missing_ok=True)
+        child = self._nursery.start(
+            ["serve", "--db", self.url, "--listen", self.address, "--ready-file", str(self.ready_path)],
+            clean_environment(self.env),
+            self.log_path,
+        )
+        # It has what is asked of a Popen here.
+        self._process = cast("subprocess.Popen[bytes]", child)
 
 
 def free_port() -> int:
@@ -98,13 +112,12 @@ class Stage(NamedTuple):
 @contextlib.contextmanager
 def set_up(url: str, folder: Path) -> Iterator[Stage]:
     """Run banks and forwarder; the server is ready to be begun. It is killed in the end."""
-    server = Server(url, folder, {})
-    calls = ("--server", server.address)
-    with running("forwarder", folder, "--listen", "127.0.0.1:0", *calls) as forwarder:
+    with contextlib.ExitStack() as stack:
+        server = Server(url, folder, stack.enter_context(Nursery()))
+        calls = ("--listen", "127.0.0.1:0", "--server", server.address)
+        forwarder = stack.enter_context(running("forwarder", folder, *calls))
         ladder = ("--ladder-ms", _LADDER_MS)
-        with bank_process(folder, f"{forwarder.url}/notifications", *ladder) as bank:
-            server.env["PAYCORE_SIMBANK_URL"] = bank.url
-            try:
-                yield Stage(server, bank.url)
-            finally:
-                server.kill()
+        bank = stack.enter_context(bank_process(folder, f"{forwarder.url}/notifications", *ladder))
+        server.env["PAYCORE_SIMBANK_URL"] = bank.url
+        stack.callback(server.kill)
+        yield Stage(server, bank.url)

@@ -47,6 +47,12 @@ class Users:
         captures: list[dict[str, Any]] = answer.json()["captures"]
         return captures
 
+    async def give_back(self, page: Page, trade_no: str) -> None:
+        """Have the bank send a capture back by itself, unless it was asked to already."""
+        asked = {"bank": page.bank, "order_no": page.order_no, "trade_no": trade_no}
+        answer = await self._http.post("/returns", json=asked)
+        assert answer.status_code in {200, 409}, answer.text
+
     async def plant(self, subject: str, bank: str, **faults: object) -> None:
         """Make a bank fail in its dealings about an order that does not exist yet."""
         asked = {"bank": bank, "match": {"subject": subject}, "faults": faults}
@@ -238,6 +244,18 @@ async def closed_then_paid(day: Day) -> None:
         await day.users.pay(page)
 
 
+async def closed_then_paid_and_returned(day: Day) -> None:
+    """The bank sends what came too late back by itself, before paycore hears of it or while it does so too."""
+    order, (bank,) = day.order(), day.banks(1)
+    delay_ms = day.draw.choice([0, 100, 500])
+    await day.users.plant(order.number, bank, take_after_close=True, notify_delay_ms=delay_ms)
+    page = await day.open(order, bank)
+    if page is not None:
+        await day.close(page)
+        for capture in await day.users.pay(page):
+            await day.users.give_back(page, capture["trade_no"])
+
+
 async def closed_while_paid(day: Day) -> None:
     """The user pays and the merchant closes in one instant."""
     order, (bank,) = day.order(), day.banks(1)
@@ -291,6 +309,15 @@ async def paid_twice_on_one_page(day: Day) -> None:
         await day.users.pay(page)
 
 
+async def paid_and_said_to_have_failed(day: Day) -> None:
+    """The bank takes the money, says so, and says then that it failed."""
+    order, (bank,) = day.order(), day.banks(1)
+    await day.users.plant(order.number, bank, notify_failure_after_success=True)
+    page = await day.open(order, bank)
+    if page is not None:
+        await day.users.pay(page)
+
+
 async def another_amount_taken(day: Day) -> None:
     """The bank takes another amount than it was asked for."""
     order, (bank,) = day.order(), day.banks(1)
@@ -339,63 +366,3 @@ async def told_of_nobody(day: Day) -> None:
     number = day.draw.getrandbits(60) | 1
     words = [success(bank, number, attempt, f"NOBODY-{number}-{attempt}", 100, None) for attempt in (1, 2)]
     await day.calls.notify_batch(words)
-
-
-STORIES: dict[Story, int] = {
-    paid_once: 3,
-    another_page: 2,
-    two_pages: 3,
-    two_pages_and_a_bank_that_hangs: 1,
-    two_pages_and_a_bank_that_breaks: 1,
-    two_pages_and_a_bank_that_takes_its_time: 1,
-    two_pages_and_a_bank_that_refuses_at_first: 1,
-    charged: 2,
-    charged_by_a_bank_that_hangs: 1,
-    charged_later: 1,
-    closed: 2,
-    closed_then_paid: 1,
-    closed_while_paid: 2,
-    left_to_expire: 1,
-    paid_after_expiry: 1,
-    lost_notification: 1,
-    lost_notification_then_closed: 1,
-    paid_twice_on_one_page: 2,
-    another_amount_taken: 1,
-    told_by_a_gateway: 3,
-    told_a_wrong_amount: 1,
-    told_of_nobody: 1,
-}
-"""How often each comes in a bag of them."""
-
-
-class Traffic:
-    """So many stories at once, drawn bag by bag, until it is stopped."""
-
-    def __init__(self, day: Day, at_once: int) -> None:
-        self._day = day
-        self._at_once = at_once
-        self._bag: list[Story] = []
-        self._stopping = False
-        self.told = 0
-
-    async def run(self) -> None:
-        """Return when the last story has ended after ``stop``. Raises what went wrong in one."""
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(self._at_once):
-                tasks.create_task(self._tell())
-
-    def stop(self) -> None:
-        """Begin no other story."""
-        self._stopping = True
-
-    async def _tell(self) -> None:
-        while not self._stopping:
-            await self._next()(self._day)
-            self.told += 1
-            await self._day.think(0.3)
-
-    def _next(self) -> Story:
-        if not self._bag:
-            self._bag = [story for story, count in STORIES.items() for _ in range(count)]
-            self._day.draw.shuffle(self._bag)
-        return self._bag.pop()

@@ -89,6 +89,14 @@ class World:
         self.told.refunds.add(ToldRefund(payment_id, refund_no))
         self.books.refunds.append(BankRefund(bank, number, trade_no, AMOUNT, result.name, ""))
 
+    def return_by_the_bank(self) -> BankRefund:
+        """Have the bank have sent the late capture back by itself, at the moment when it was asked to."""
+        asked = self.books.refunds.pop()
+        returned = asked._replace(refund_no=f"RETURN-{asked.trade_no}", result="RETURNED")
+        self.books.refunds.extend([returned, asked._replace(result="REFUSED", code="OVER_CAPTURED")])
+        self.rows["refund_result"][-1].result = RefundState.RETURNED_BY_CHANNEL
+        return returned
+
     def findings(self) -> set[str]:
         """The rules that the judge finds broken."""
         return {finding.rule for finding in judge(self.books, self.rows, self.told, NOW_MS)}
@@ -127,6 +135,30 @@ def _lose_a_word(world: World) -> None:
 def _tell_of_a_failure_that_is_not_there(world: World) -> None:
     number = format_channel_order_no(PAID, 1)
     world.told.words.append(ToldWord("bank_a", number, "", AMOUNT, "RECORDED", replayed=False))
+
+
+def _lose_a_failure_of_a_bank(world: World) -> None:
+    number = format_channel_order_no(PAID, 1)
+    world.books.notices.append(BankNotice("bank_a", number, "", AMOUNT, acknowledged=True, pending=False))
+
+
+def _make_up_a_return(world: World) -> None:
+    world.rows["refund_result"][-1].result = RefundState.RETURNED_BY_CHANNEL
+
+
+def _send_twice_what_the_bank_returned(world: World) -> None:
+    world.return_by_the_bank()
+    world.books.refunds.append(world.books.refunds[-1]._replace(refund_no="another"))
+
+
+def _refund_what_the_bank_returned(world: World) -> None:
+    returned = world.return_by_the_bank()
+    world.books.refunds[-1] = returned._replace(refund_no=world.books.refunds[-1].refund_no, result="REFUNDED")
+
+
+def _leave_a_return_unnoticed(world: World) -> None:
+    world.return_by_the_bank()
+    world.rows["refund_result"][-1].result = RefundState.REFUSED
 
 
 def _tell_of_evidence_that_is_not_there(world: World) -> None:
@@ -203,6 +235,11 @@ LIES: dict[str, tuple[Lie, str]] = {
     "a lost word of a client": (_lose_a_word, "an acknowledged word is lost"),
     "a capture that nobody judged": (_lose_a_word, "a capture that nobody judged"),
     "a lost failure": (_tell_of_a_failure_that_is_not_there, "an acknowledged word is lost"),
+    "a lost failure of a bank": (_lose_a_failure_of_a_bank, "an acknowledged notification is lost"),
+    "a return that no bank made": (_make_up_a_return, "bank and database differ about a refund"),
+    "a return that nobody noticed": (_leave_a_return_unnoticed, "a refund without a final word"),
+    "a refund of what the bank returned": (_refund_what_the_bank_returned, "a refund is doubled"),
+    "two sendings of what the bank returned": (_send_twice_what_the_bank_returned, "a refund was sent twice"),
     "lost evidence": (_tell_of_evidence_that_is_not_there, "an acknowledged word is lost"),
     "a client told DUPLICATE of the kept capture": (_say_duplicate_of_what_is_kept, "an acknowledged word is lost"),
     "a client told PAID of a closed payment": (_say_paid_of_what_is_closed, "an outcome that was told is not so"),
@@ -228,6 +265,25 @@ LIES: dict[str, tuple[Lie, str]] = {
 
 def test_judge_of_an_honest_day_finds_nothing() -> None:
     assert not World().findings()
+
+
+def test_judge_of_a_capture_that_the_bank_returned_by_itself_finds_nothing() -> None:
+    world = World()
+    world.return_by_the_bank()
+    # The sending that the return overtook was refused, and the next question heard of the return.
+    first, key = world.rows["refund_try"][-1], vars(world.rows["refund_result"][-1])
+    world.rows["refund_result"][-1] = SimpleNamespace(**key | {"result": RefundState.REFUSED})
+    number = format_channel_refund_no(CLOSED, first.refund_no, 2)
+    world.rows["refund_try"].append(SimpleNamespace(**vars(first) | {"seq": 2, "channel_refund_no": number}))
+    world.rows["refund_result"].append(SimpleNamespace(**key | {"seq": 2}))
+    assert not world.findings()
+
+
+def test_judge_of_a_failure_that_a_bank_was_told_to_stop_sending_looks_for_it_on_record() -> None:
+    world = World()
+    _lose_a_failure_of_a_bank(world)
+    world.rows["channel_order"][0].failed_at_ms = NOW_MS
+    assert not world.findings()
 
 
 @pytest.mark.parametrize(("plant", "rule"), LIES.values(), ids=LIES)

@@ -58,9 +58,20 @@ def test_tally_does_not_count_kills_of_an_idle_server() -> None:
     tally.note(Plan("store.begun", 1, 0), struck=True, cut_calls=0)
     tally.note(Plan("store.begun", 1, 0), struck=False, cut_calls=0)
     assert (tally.kills, tally.idle) == (0, 3)
+    # Its sweeper passes as well, and takes its share for it, whether or not there is anything to find.
+    for name in ("sweeper.before_mark", "slices.claimed"):
+        tally.note(Plan(name, 1, 0), struck=True, cut_calls=0)
+        assert (tally.kills, tally.hits[name]) == (0, 0)
     # A job at work is work: nobody calls for it.
     tally.note(Plan("ender.leased", 1, 0), struck=True, cut_calls=0)
     assert tally.kills == 1
+
+
+def test_tally_counts_a_pass_that_took_a_call_along() -> None:
+    tally = Tally(random.Random(1))
+    for name in ("sweeper.before_mark", "slices.claimed"):
+        tally.note(Plan(name, 1, 0), struck=True, cut_calls=1)
+        assert tally.hits[name] == 1
 
 
 def test_tally_counts_a_point_that_did_not_strike_as_a_moment_only() -> None:
