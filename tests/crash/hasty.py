@@ -18,10 +18,11 @@ _AHEAD_SECONDS = 0.02
 
 
 def break_order() -> None:
-    """Deliver each group as soon as it is decided."""
+    """Deliver the words of a group as soon as they are decided, and each other write as soon as it is applied."""
     taken: list[Any] = []
     take: Callable[[Any], Any] = writer.Writer._take
     judge: Callable[..., Any] = GroupJudge.judge
+    apply: Callable[[Any, Any], Any] = writer._apply
 
     def taking(self: Any) -> Any:
         taken[:] = take(self)
@@ -35,6 +36,13 @@ def break_order() -> None:
             time.sleep(_AHEAD_SECONDS)
         return result
 
+    def applying(transaction: Any, waiting: Any) -> Any:
+        waiting.result, waiting.error = answer = apply(transaction, waiting)
+        writer._deliver([waiting])
+        time.sleep(_AHEAD_SECONDS)
+        return answer
+
+    writer._apply = applying
     writer.Writer._take = taking  # type: ignore[method-assign]  # broken on purpose
     GroupJudge.judge = judging  # type: ignore[method-assign, assignment]  # broken on purpose
 

@@ -1,53 +1,38 @@
-"""Seen by the kernel: each Notify is answered after the log that holds it was synced.
+"""Seen by the kernel: each call is answered after the log that holds what it wrote was synced.
 
-The server runs under strace, with one client that tells one word after another. A word's trade number is in the
-bytes that go to the write-ahead log, and its answer in the bytes that go to the client's socket.
+The server runs under strace. What a call writes is found in the bytes that go to the write-ahead log, and its answer in
+the bytes that go to the client's socket.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+import grpc.aio
 import pytest
 
-from paycore.client import PaycoreClient
+from paycore.client.requests import batch_request, close_request, notify_request, pay_request
 from paycore.store.schema import migrate
-from paycore.v1 import payment_pb2
-from tests.support.facts import AMOUNT_MINOR, CURRENCY, put_payments
+from paycore.v1 import payment_pb2, payment_service_pb2
+from tests.crash.traced import Answered, hasty_answers, read_trace, tracer
+from tests.support.facts import AMOUNT_MINOR, CURRENCY, put_payments, select
 from tests.support.server import ServerProcess
+from tests.support.simbank import SECRETS, bank_process, wait_for
 
-WORDS = 30
-
-_CALLS = "write,writev,pwrite64,sendto,sendmsg,fsync,fdatasync"
-_LINE = re.compile(r"(?P<thread>\d+) +(?P<rest>.*)")
-_BEGUN = re.compile(r"(?P<name>\w+)\((?P<arguments>.*)")
-_RESUMED = re.compile(r"<\.\.\. (?P<name>\w+) resumed>")
-_FILE = re.compile(r"\d+<(?P<path>[^>]*)>")
-_BYTES = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
-
-
-class Event(NamedTuple):
-    """A system call. at, ended: the lines where it began and where it returned. path: of the file that it is about."""
-
-    at: int
-    ended: int
-    name: str
-    path: str
-    content: bytes
-
-
-class Told(NamedTuple):
-    """A word that was answered: its trade number, and the answer as it went over the wire."""
-
-    trade_no: str
-    answer: bytes
+ONE_BY_ONE = 10
+AT_ONCE = 24
+IN_BATCH = 16
+ORDERS = 6
+HASTY = [sys.executable, "-m", "tests.crash.hasty"]
 
 
 @pytest.fixture
@@ -61,87 +46,150 @@ def strace() -> str:
     return found
 
 
-def tell_under_strace(folder: Path, strace: str, program: list[str] | None = None) -> tuple[list[Told], list[Event]]:
-    """Tell words to a server, one after another; return what was answered and what the kernel saw."""
-    trace, server = folder / "trace", ServerProcess(folder / "paycore.db")
-    migrate(server.url)
-    numbers = put_payments(server.db_path, WORDS)
-    # -D: the tracer stands beside, so the process that is started is the server itself.
-    tracer = [strace, "-D", "-f", "-y", "-xx", "-s", "1000000", "-e", f"trace={_CALLS}", "-e", "signal=none"]
-    server.program = [*tracer, "-o", str(trace), *(program or server.program)]
-    with server, PaycoreClient(server.address) as client:
-        told = [_tell(client, number, f"durable-{position:04d}-trade") for position, number in enumerate(numbers)]
-        assert server.terminate() == 0
-    return told, read_trace(trace)
+class Caller:
+    """Calls a server and keeps each answer as it came over the wire."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+        self.answered: list[Answered] = []
+
+    async def _call(self, rpc: str, request: Any) -> bytes:
+        method: Any = self._channel.unary_unary(
+            f"/paycore.v1.PaymentService/{rpc}", request_serializer=type(request).SerializeToString
+        )
+        answer: bytes = await method(request, timeout=30)
+        return answer
+
+    async def notify(self, channel_order_no: str) -> None:
+        """Tell one word."""
+        word = _word(channel_order_no)
+        answer = await self._call("Notify", word)
+        said = payment_service_pb2.NotifyResponse.FromString(answer)
+        assert said.outcome == payment_pb2.NOTIFY_OUTCOME_ACCEPTED
+        self.answered.append(Answered(f"Notify {channel_order_no}", [word.channel_trade_no.encode()], answer))
+
+    async def notify_batch(self, channel_order_nos: Sequence[str]) -> None:
+        """Tell several words in one call."""
+        words = [_word(number) for number in channel_order_nos]
+        answer = await self._call("NotifyBatch", batch_request(words))
+        said = payment_service_pb2.NotifyBatchResponse.FromString(answer).answers
+        assert [one.outcome for one in said] == [payment_pb2.NOTIFY_OUTCOME_ACCEPTED] * len(words)
+        marks = [word.channel_trade_no.encode() for word in words]
+        self.answered.append(Answered(f"NotifyBatch {channel_order_nos[0]}", marks, answer))
+
+    async def pay(self, number: str) -> int:
+        """Open a page; return the payment's id. What was written last is what the user gets."""
+        request = pay_request(
+            merchant_id="shop",
+            merchant_order_no=number,
+            amount_minor=AMOUNT_MINOR,
+            currency=CURRENCY,
+            subject=number,
+            channel="simbank",
+            account="bank_a",
+            method=payment_pb2.PAY_METHOD_REDIRECT,
+            return_url="",
+            validity_ms=None,
+        )
+        answer = await self._call("Pay", request)
+        said = payment_service_pb2.PayResponse.FromString(answer)
+        assert said.attempt.pay_url
+        self.answered.append(Answered(f"Pay {number}", [number.encode(), said.attempt.pay_url.encode()], answer))
+        return said.payment_id
+
+    async def close(self, payment_id: int) -> None:
+        """Close a payment."""
+        answer = await self._call(
+            "Close", close_request(payment_id=payment_id, merchant_id=None, merchant_order_no=None)
+        )
+        self.answered.append(Answered(f"Close {payment_id}", [outcome_mark(payment_id)], answer))
 
 
-def _tell(client: PaycoreClient, channel_order_no: str, trade_no: str) -> Told:
-    answer = client.notify(
+def _word(channel_order_no: str) -> payment_service_pb2.NotifyRequest:
+    return notify_request(
         channel="simbank",
         account="bank_a",
         channel_order_no=channel_order_no,
         result=payment_pb2.CHANNEL_RESULT_SUCCESS,
         amount_minor=AMOUNT_MINOR,
         currency=CURRENCY,
-        channel_trade_no=trade_no,
+        channel_trade_no=f"trade-{channel_order_no}-durable",
         paid_at_ms=None,
     )
-    assert answer.outcome == payment_pb2.NOTIFY_OUTCOME_ACCEPTED
-    return Told(trade_no, answer.SerializeToString())
 
 
-def read_trace(trace: Path) -> list[Event]:
-    """Read a trace. A call during which others were seen returns where it is resumed."""
-    found: list[Event] = []
-    running: dict[str, int] = {}
-    with trace.open(encoding="ascii") as lines:
-        for at, line in enumerate(lines):
-            split = _LINE.match(line)
-            assert split is not None, line
-            if (resumed := _RESUMED.match(split["rest"])) is not None:
-                begun = running.pop(split["thread"])
-                assert found[begun].name == resumed["name"]
-                found[begun] = found[begun]._replace(ended=at)
-            elif (call := _BEGUN.match(split["rest"])) is not None:
-                if call["arguments"].endswith("<unfinished ...>"):
-                    running[split["thread"]] = len(found)
-                found.append(_event(at, call["name"], call["arguments"]))
-    return found
+def outcome_mark(payment_id: int) -> bytes:
+    """How a row of payment_outcome begins in SQLite's file: its id, the header's length, and an id told by the key.
+
+    The header has one byte for its length and one for each of the 14 columns (https://www.sqlite.org/fileformat2.html,
+    2.1 and 2.3).
+    """
+    low, high = payment_id & 0xFF, payment_id >> 8
+    # An id has more than 56 bits: nine bytes, the last of which is whole.
+    key = bytes(high >> shift & 0x7F | 0x80 for shift in range(49, -1, -7)) + bytes([low])
+    return key + bytes([15, 0])
 
 
-def _event(at: int, name: str, arguments: str) -> Event:
-    file = _FILE.match(arguments)
-    path = "" if file is None else _decoded(file["path"]).decode()
-    return Event(at, at, name, path, b"".join(map(_decoded, _BYTES.findall(arguments))))
+@asynccontextmanager
+async def traced(folder: Path, strace: str, program: Sequence[str] = ()) -> AsyncIterator[tuple[ServerProcess, Caller]]:
+    """Run a server under strace beside its bank; the trace is whole when the block has ended."""
+    with bank_process(folder, "http://127.0.0.1:9/nobody") as bank:
+        # A tracer takes its time.
+        patience = {"PAYCORE_CHANNEL_TIMEOUT_MS": "15000", "PAYCORE_PAY_TIMEOUT_MS": "20000"}
+        env = {"PAYCORE_SIMBANK_URL": bank.url, "PAYCORE_SIMBANK_SECRETS": json.dumps(SECRETS), **patience}
+        server = ServerProcess(folder / "paycore.db", env=env)
+        migrate(server.url)
+        server.program = [*tracer(strace, folder / "trace"), *(program or server.program)]
+        with server:
+            async with grpc.aio.insecure_channel(server.address) as channel:
+                yield server, Caller(channel)
+            assert server.terminate() == 0
 
 
-def _decoded(text: str) -> bytes:
-    return bytes.fromhex(text.replace("\\x", ""))
+async def tell_one_by_one(folder: Path, strace: str, program: Sequence[str] = ()) -> list[Answered]:
+    """Tell words, one after another."""
+    async with traced(folder, strace, program) as (server, caller):
+        for number in put_payments(server.db_path, ONE_BY_ONE):
+            await caller.notify(number)
+    return caller.answered
 
 
-def hasty_answers(told: list[Told], seen: list[Event]) -> list[str]:
-    """Return the words whose answer was on its way before a sync of the log, begun after they were in it, returned."""
-    hasty = []
-    for word in told:
-        answers = [event for event in seen if "socket:" in event.path and word.answer in event.content]
-        assert len(answers) == 1, f"{word.trade_no} was answered {len(answers)} times"
-        logged = next(event for event in _of_log(seen, "pwrite64") if word.trade_no.encode() in event.content)
-        if not any(
-            logged.ended < sync.at and sync.ended < answers[0].at for sync in _of_log(seen, "fsync", "fdatasync")
-        ):
-            hasty.append(word.trade_no)
-    return hasty
+async def work_together(folder: Path, strace: str, program: Sequence[str] = ()) -> list[Answered]:
+    """Pay, notify one by one and in a batch, all at once; then close what was opened, while others notify."""
+    async with traced(folder, strace, program) as (server, caller):
+        numbers = put_payments(server.db_path, 2 * AT_ONCE + IN_BATCH)
+        first, second, batch = numbers[:AT_ONCE], numbers[AT_ONCE : 2 * AT_ONCE], numbers[2 * AT_ONCE :]
+        opening = asyncio.gather(*(caller.pay(f"order-{number}-durable") for number in range(ORDERS)))
+        await asyncio.gather(opening, caller.notify_batch(batch), *map(caller.notify, first))
+        # Who answers too early has not written it yet, neither here nor below.
+        held = "SELECT 1 FROM channel_order WHERE lease_until_ms > 0"
+        await asyncio.to_thread(wait_for, lambda: not select(server.db_path, held), "all pages are written")
+        await asyncio.gather(*map(caller.close, opening.result()), *map(caller.notify, second))
+        closed = "SELECT 1 FROM payment_outcome WHERE close_reason > 0"
+        await asyncio.to_thread(wait_for, lambda: len(select(server.db_path, closed)) == ORDERS, "all are closed")
+        groups = select(server.db_path, "SELECT 1 FROM payment_outcome GROUP BY writer_no, group_no")
+        assert len(groups) < AT_ONCE, "the groups held several calls"
+    return caller.answered
 
 
-def _of_log(seen: list[Event], *names: str) -> Iterator[Event]:
-    return (event for event in seen if event.name in names and event.path.endswith("-wal"))
+async def test_notify_is_answered_after_the_sync_of_its_word(tmp_path: Path, strace: str) -> None:
+    answered = await tell_one_by_one(tmp_path, strace)
+    assert len(answered) == ONE_BY_ONE
+    assert not hasty_answers(answered, read_trace(tmp_path / "trace"))
 
 
-def test_notify_is_answered_after_the_sync_of_its_group(tmp_path: Path, strace: str) -> None:
-    told, seen = tell_under_strace(tmp_path, strace)
-    assert not hasty_answers(told, seen)
+async def test_calls_of_one_group_are_answered_after_its_sync(tmp_path: Path, strace: str) -> None:
+    answered = await work_together(tmp_path, strace)
+    assert len(answered) == 2 * AT_ONCE + 1 + 2 * ORDERS
+    assert not hasty_answers(answered, read_trace(tmp_path / "trace"))
 
 
-def test_server_that_answers_before_it_commits_is_caught(tmp_path: Path, strace: str) -> None:
-    told, seen = tell_under_strace(tmp_path, strace, [sys.executable, "-m", "tests.crash.hasty"])
-    assert hasty_answers(told, seen) == [word.trade_no for word in told]
+async def test_server_that_answers_words_before_it_commits_is_caught(tmp_path: Path, strace: str) -> None:
+    answered = await tell_one_by_one(tmp_path, strace, HASTY)
+    assert hasty_answers(answered, read_trace(tmp_path / "trace")) == [one.what for one in answered]
+
+
+async def test_server_that_answers_any_call_before_it_commits_is_caught(tmp_path: Path, strace: str) -> None:
+    answered = await work_together(tmp_path, strace, HASTY)
+    hasty = hasty_answers(answered, read_trace(tmp_path / "trace"))
+    assert {what.split()[0] for what in hasty} == {"Notify", "NotifyBatch", "Pay", "Close"}
