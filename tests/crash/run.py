@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tests.crash.calls import Calls
 from tests.crash.judge import Finding, judge, read_books, report
-from tests.crash.points import ENOUGH, Plan, Tally
+from tests.crash.points import Plan, Tally
 from tests.crash.stage import BROKEN, FOUND_BY_SWEEP, Server, Stage, set_up
 from tests.crash.stories import Day, Users
 from tests.crash.told import Told
@@ -74,16 +74,11 @@ class Verdict(NamedTuple):
         return "\n".join(lines)
 
 
-async def crash(
-    url: str, folder: Path, *, kills: int, seed: int, enough: int = ENOUGH, say: Say = lambda _: None
-) -> Verdict:
-    """Kill a server on a migrated, empty database at least so many times; return what became of the money.
-
-    enough: how often each point must strike.
-    """
+async def crash(url: str, folder: Path, *, kills: int, seed: int, say: Say = lambda _: None) -> Verdict:
+    """Kill a server on a migrated, empty database at least so many times; return what became of the money."""
     started = time.monotonic()
     with set_up(url, folder) as stage:
-        run = _Run(stage, random.Random(seed), enough, say)
+        run = _Run(stage, random.Random(seed), say)
         try:
             await run.kill(kills)
             findings = await run.settle()
@@ -100,7 +95,7 @@ async def crash(
 class _Run:
     """Traffic, kills and judgement over one stage."""
 
-    def __init__(self, stage: Stage, draw: random.Random, enough: int, say: Say) -> None:
+    def __init__(self, stage: Stage, draw: random.Random, say: Say) -> None:
         self._server: Server = stage.server
         self._bank_url = stage.bank_url
         self._say = say
@@ -108,7 +103,7 @@ class _Run:
         self.compared: dict[str, int] = {}
         self._calls = Calls(stage.server.address, self._told, draw)
         self._users = Users(stage.bank_url)
-        self.tally = Tally(random.Random(draw.getrandbits(64)), enough)
+        self.tally = Tally(random.Random(draw.getrandbits(64)))
         self.traffic = Traffic(Day(self._calls, self._users, draw, f"{draw.getrandbits(32):08x}"), AT_ONCE)
         self._stories = asyncio.create_task(self.traffic.run())
 
