@@ -56,7 +56,7 @@ def shown(arguments: Sequence[str]) -> str:
     return " ".join(arguments).replace("-m paycore.cli", "paycore").replace("-m ", "python -m ")
 
 
-START_SECONDS = 3
+START_SECONDS = 5
 """What a cell takes that measures next to nothing."""
 
 

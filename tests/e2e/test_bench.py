@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import __main__ as everything
 from benchmarks.notify_bench import Counted, CountError
 from benchmarks.notify_cases import Bodies, Case
 from paycore.domain.verdicts import NotifyOutcome
@@ -48,6 +49,43 @@ def run_json(*arguments: str) -> dict[str, Any]:
     assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-4000:]
     told: dict[str, Any] = json.loads(ended.stdout)
     return told
+
+
+def test_quick_run_takes_every_benchmark_and_hands_on_what_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with few counts first, so that what is given wins."""
+    ran: list[list[str]] = []
+
+    def run_program(command: list[str], *, check: bool) -> subprocess.CompletedProcess[str]:
+        assert not check, "its exit code is looked at"
+        ran.append(command[3:])
+        return subprocess.CompletedProcess(command, 0)
+
+    def run_module(name: str, arguments: list[str]) -> int:
+        ran.append([name, *arguments])
+        return int(name == "index")
+
+    monkeypatch.setattr(subprocess, "run", run_program)
+    monkeypatch.setattr(everything, "run", run_module)
+    assert everything.main(["--json"]) == 1, "the exit code of one that gave no figures"
+    assert {tuple(command[1:3]) for command in ran if command[0] == "bench"} == {
+        *(("notify", "--store"), ("startup", "--store"), ("wire", "--count"))
+    }
+    modules = {path.stem.removesuffix("_bench") for path in (ROOT / "benchmarks").glob("*_bench.py")}
+    assert {command[0] for command in ran if command[0] != "bench"} == modules
+    assert all("--count" in command and command[-1] == "--json" for command in ran)
+
+
+@pytest.mark.slow
+def test_report_measures_the_cells_that_are_named_and_fills_their_sections(tmp_path: Path) -> None:
+    page, kept = tmp_path / "page.md", tmp_path / "kept"
+    page.write_text((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8"), encoding="utf-8")
+    given = ["--scale", "0.001", "--only", "wire", "repair-sqlite", "--kept", str(kept), "--folder", str(tmp_path)]
+    ended = run("report", *given, "--page", str(page), "--chart", str(tmp_path / "chart.svg"))
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    assert sorted(path.name for path in kept.iterdir()) == ["repair-sqlite.json", "wire.json"]
+    told = json.loads((kept / "wire.json").read_text(encoding="utf-8"))
+    assert f"| protobuf parse, fields read | {told['baseline_rate']:,.0f} | 1.0 |" in page.read_text(encoding="utf-8")
+    assert "sweeps stays as it was: repair-postgresql was not measured" in ended.stderr
 
 
 @pytest.mark.slow

@@ -8,12 +8,15 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+
+from paycore.bench import postgresql_server
 
 pytestmark = pytest.mark.slow
 
@@ -171,14 +174,39 @@ def test_installed_distributions_satisfy_one_another(installed: Installed) -> No
     run([installed.python, "-m", "pip", "check"], installed.elsewhere, installed.environment, 60)
 
 
-@pytest.mark.parametrize("arguments", [["notify", "--count", "2000", "--mix", "dirty"], ["wire", "--count", "2000"]])
-def test_bench_from_the_wheel_gives_a_figure(installed: Installed, tmp_path: Path, arguments: list[str]) -> None:
-    folder: list[str | Path] = ["--folder", tmp_path] if arguments[0] == "notify" else []
-    command: list[str | Path] = [installed.paycore, "bench", *arguments, *folder, "--json"]
-    told = json.loads(run(command, installed.elsewhere, installed.environment, BENCH_SECONDS))
-    assert told["benchmark"] == arguments[0]
+BENCHES = [
+    ("notify", "--count", "2000", "--mix", "dirty"),
+    ("startup", "--count", "500", "--rounds", "1"),
+    ("index", "--count", "1000", "--checks", "1000", "--rounds", "5"),
+    ("wire", "--count", "2000"),
+]
+
+
+@pytest.mark.parametrize("arguments", BENCHES, ids=" ".join)
+def test_bench_from_the_wheel_gives_a_figure(installed: Installed, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    folder = () if arguments[0] == "wire" else ("--folder", str(tmp_path))
+    bench(installed, *arguments, *folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bench_from_the_wheel_on_postgresql_gives_a_figure(installed: Installed) -> None:
+    """On a server that runs already: the wheel brings none, and asks for none."""
+    with tempfile.TemporaryDirectory(prefix="paycore-wheel-bench-") as folder:
+        # PostgreSQL does not run as root, and others than root may not pass pytest's own folders.
+        Path(folder).chmod(0o755)
+        with postgresql_server.running(Path(folder)) as url:
+            told = bench(installed, "notify", "--count", "500", "--batch", "100", "--db", url, "--folder", folder)
+    assert "PostgreSQL" in told["machine"]["database"]
+
+
+def bench(installed: Installed, verb: str, *arguments: str) -> dict[str, Any]:
+    command: list[str | Path] = [installed.paycore, "bench", verb, *arguments, "--json"]
+    told: dict[str, Any] = json.loads(run(command, installed.elsewhere, installed.environment, BENCH_SECONDS))
+    assert told["benchmark"] == verb
     assert told["rate"] > 0
+    assert told["limit_rate"] > 0
     assert told["machine"]["paycore"] == "0.1.0"
+    return told
 
 
 def test_demo_from_the_wheel_in_an_empty_folder_ends_well(installed: Installed, tmp_path: Path) -> None:
