@@ -11,6 +11,7 @@ import pytest
 from paycore.domain.ids import PaymentIds
 from paycore.domain.verdicts import NotifyOutcome
 from paycore.jobs import sweep_full, sweep_look, sweeper
+from paycore.store import sweep_suspects
 from paycore.store import sweeps as reads
 from tests.support.books import rows, run
 from tests.support.clock import ManualClock
@@ -247,13 +248,13 @@ async def test_full_pass_that_was_left_goes_on_from_where_it_stood(core: Core, m
         await core.make_payment()
         moved(core, 10)
     compared: list[int] = []
-    whole = reads.not_whole
+    whole = sweep_suspects.not_whole
 
     def noting(connection: Any, first: int, last: int) -> set[int]:
         compared.append(first)
         return whole(connection, first, last)
 
-    monkeypatch.setattr(reads, "not_whole", noting)
+    monkeypatch.setattr(sweep_suspects, "not_whole", noting)
     first_run = Sweeps(core, part=1, parts_a_run=5)
     assert (await first_run.sweeper.run_once()).more
     before = len(compared)

@@ -98,23 +98,22 @@ def _take(url: str, shape: str) -> int:
 
 
 class Plant(NamedTuple):
-    """One break. what: in words; audit: the kind that the audit finds, once.
-
-    sweep: what a sweep repairs it as, None where only a person can: ``excess_without_refund`` (its payment holds
-    several captures or is closed), ``refund_without_try``, ``queried_paid``.
-    """
+    """One break. what: in words; audit: the kind that the audit finds, once. A sweep: see ``sweep_finds``."""
 
     what: str
     audit: AuditKind
-    sweep: str | None
     shape: str
     break_it: Callable[[str, int], int | None]
 
-    def apply(self, url: str) -> int:
-        """Plant it; return the payment that is to be named."""
+    def put(self, url: str) -> tuple[int, int]:
+        """Plant it; return the payment that it is put on, and the one that the audit is to name."""
         payment_id = _take(url, self.shape)
         other = self.break_it(url, payment_id)
-        return payment_id if other is None else other
+        return payment_id, payment_id if other is None else other
+
+    def apply(self, url: str) -> int:
+        """Plant it; return the payment that the audit is to name."""
+        return self.put(url)[1]
 
 
 def _without_refund(url: str, payment_id: int) -> None:
@@ -274,117 +273,116 @@ _STATE, _MERCHANT = AuditKind.TRY_STATE_WRONG, AuditKind.MERCHANT_REFUNDS_EXCEED
 PLANTS: Mapping[str, Plant] = {
     "duplicate_without_refund": Plant(
         "the second capture of a paid payment has no refund",
-        AuditKind.REFUND_MISSING, "excess_without_refund", _TWICE, _without_refund),
+        AuditKind.REFUND_MISSING, _TWICE, _without_refund),
     "late_without_refund": Plant(
         "the capture of a closed payment has no refund",
-        AuditKind.REFUND_MISSING, "excess_without_refund", _LATE, _without_refund),
+        AuditKind.REFUND_MISSING, _LATE, _without_refund),
     "kept_is_excess": Plant(
-        "the kept capture is excess too", AuditKind.KEPT_IS_EXCESS, None, _PAID, _kept_as_excess),
+        "the kept capture is excess too", AuditKind.KEPT_IS_EXCESS, _PAID, _kept_as_excess),
     "refunded_under_two_numbers": Plant(
-        "an excess has a second refund", AuditKind.REFUND_DOUBLED, None, _TWICE, _second_refund),
+        "an excess has a second refund", AuditKind.REFUND_DOUBLED, _TWICE, _second_refund),
     "refund_of_more": Plant(
         "a refund is of one unit more than was captured",
-        _TERMS, None, _TWICE, _changed("refund", "amount_minor = amount_minor + 1")),
+        _TERMS, _TWICE, _changed("refund", "amount_minor = amount_minor + 1")),
     "refund_in_another_currency": Plant(
-        "a refund is in another currency", _TERMS, None, _TWICE, _changed("refund", "currency = 'JPY'")),
+        "a refund is in another currency", _TERMS, _TWICE, _changed("refund", "currency = 'JPY'")),
     "refund_of_another_attempt": Plant(
-        "a refund names another attempt", _TERMS, None, _TWICE, _changed("refund", "attempt = 1")),
+        "a refund names another attempt", _TERMS, _TWICE, _changed("refund", "attempt = 1")),
     "refund_of_another_trade": Plant(
         "a refund names another trade number",
-        _TERMS, None, _TWICE, _changed("refund", "channel_trade_no = 'ANOTHER'")),
+        _TERMS, _TWICE, _changed("refund", "channel_trade_no = 'ANOTHER'")),
     "refund_for_another_reason": Plant(
         "a refund gives another reason than its excess",
-        _TERMS, None, _TWICE, _changed("refund", f"reason = {NotifyOutcome.LATE:d}")),
+        _TERMS, _TWICE, _changed("refund", f"reason = {NotifyOutcome.LATE:d}")),
     "refund_before_the_outcome": Plant(
         "an excess of an open payment has a refund",
-        AuditKind.REFUND_WITHOUT_OUTCOME, None, _WAITING, _refund_before_outcome),
+        AuditKind.REFUND_WITHOUT_OUTCOME, _WAITING, _refund_before_outcome),
     "kept_refunded": Plant(
-        "the kept capture has a refund", AuditKind.REFUND_OF_KEPT, None, _PAID, _kept_refunded),
+        "the kept capture has a refund", AuditKind.REFUND_OF_KEPT, _PAID, _kept_refunded),
     "refund_renumbered": Plant(
         "a refund's number does not follow from its capture",
-        AuditKind.REFUND_NUMBER_WRONG, None, _TWICE, _renumbered),
+        AuditKind.REFUND_NUMBER_WRONG, _TWICE, _renumbered),
     "refund_of_nothing": Plant(
         "a refund of a capture that nobody made",
-        AuditKind.REFUND_WITHOUT_CAPTURE, None, _PAID, _refund_of_nothing),
+        AuditKind.REFUND_WITHOUT_CAPTURE, _PAID, _refund_of_nothing),
     "refund_without_try": Plant(
-        "a refund has no try", AuditKind.REFUND_WITHOUT_TRY, "refund_without_try", _TWICE, _without_try),
+        "a refund has no try", AuditKind.REFUND_WITHOUT_TRY, _TWICE, _without_try),
     "try_without_refund": Plant(
-        "a try has no refund", AuditKind.TRY_WITHOUT_REFUND, None, _PAID, _try_of_nothing),
+        "a try has no refund", AuditKind.TRY_WITHOUT_REFUND, _PAID, _try_of_nothing),
     "try_renumbered": Plant(
         "a try is sent under a number that does not follow from it",
-        AuditKind.TRY_NUMBER_WRONG, None, _TWICE, _changed("refund_try", "channel_refund_no = 'ANY'")),
+        AuditKind.TRY_NUMBER_WRONG, _TWICE, _changed("refund_try", "channel_refund_no = 'ANY'")),
     "try_before_a_final_word": Plant(
-        "a second try beside a first without a final word", _EARLY, None, _TWICE, _tries(None, 2)),
+        "a second try beside a first without a final word", _EARLY, _TWICE, _tries(None, 2)),
     "try_after_the_money_went_back": Plant(
-        "a second try after the first was refunded", _EARLY, None, _TWICE, _tries(RefundState.REFUNDED, 2)),
+        "a second try after the first was refunded", _EARLY, _TWICE, _tries(RefundState.REFUNDED, 2)),
     "try_skipped": Plant(
-        "a third try without a second", _EARLY, None, _TWICE, _tries(RefundState.REFUSED, 3)),
+        "a third try without a second", _EARLY, _TWICE, _tries(RefundState.REFUSED, 3)),
     "refunded_twice": Plant(
         "two tries of one refund sent money back",
-        AuditKind.REFUNDED_TWICE, None, _TWICE, _two_successes(RefundState.REFUNDED)),
+        AuditKind.REFUNDED_TWICE, _TWICE, _two_successes(RefundState.REFUNDED)),
     "returned_and_refunded": Plant(
         "the channel returned the money by itself and it was refunded too",
-        AuditKind.REFUNDED_TWICE, None, _TWICE, _two_successes(RefundState.RETURNED_BY_CHANNEL)),
+        AuditKind.REFUNDED_TWICE, _TWICE, _two_successes(RefundState.RETURNED_BY_CHANNEL)),
     "refunded_without_a_word": Plant(
         "a try says REFUNDED, no final word is on record",
-        _STATE, None, _TWICE, _changed("refund_try", f"state = {RefundState.REFUNDED:d}")),
+        _STATE, _TWICE, _changed("refund_try", f"state = {RefundState.REFUNDED:d}")),
     "pending_with_a_word": Plant(
-        "a try says PENDING, a final word is on record", _STATE, None, _TWICE, _told(1, RefundState.PENDING)),
+        "a try says PENDING, a final word is on record", _STATE, _TWICE, _told(1, RefundState.PENDING)),
     "refused_against_the_word": Plant(
-        "a try says REFUSED, the final word REFUNDED", _STATE, None, _TWICE, _told(1, RefundState.REFUSED)),
+        "a try says REFUSED, the final word REFUNDED", _STATE, _TWICE, _told(1, RefundState.REFUSED)),
     "result_without_try": Plant(
         "a final word about a try that there is not",
-        AuditKind.RESULT_WITHOUT_TRY, None, _TWICE, _told(2, RefundState.PENDING)),
+        AuditKind.RESULT_WITHOUT_TRY, _TWICE, _told(2, RefundState.PENDING)),
     "kept_amount_differs": Plant(
         "less is kept than was asked",
-        AuditKind.KEPT_TERMS_DIFFER, None, _PAID, _changed("payment_outcome", "amount_minor = amount_minor - 1")),
+        AuditKind.KEPT_TERMS_DIFFER, _PAID, _changed("payment_outcome", "amount_minor = amount_minor - 1")),
     "kept_currency_differs": Plant(
         "the kept capture is in another currency",
-        AuditKind.KEPT_TERMS_DIFFER, None, _PAID, _changed("payment_outcome", "currency = 'JPY'")),
+        AuditKind.KEPT_TERMS_DIFFER, _PAID, _changed("payment_outcome", "currency = 'JPY'")),
     "kept_attempt_missing": Plant(
         "kept by an attempt that there is not",
-        AuditKind.KEPT_ATTEMPT_MISSING, None, _PAID, _changed("payment_outcome", "attempt = 63")),
+        AuditKind.KEPT_ATTEMPT_MISSING, _PAID, _changed("payment_outcome", "attempt = 63")),
     "paid_without_trade": Plant(
         "paid by a capture without a trade number",
-        AuditKind.OUTCOME_INCOHERENT, None, _PAID, _changed("payment_outcome", "channel_trade_no = ''")),
+        AuditKind.OUTCOME_INCOHERENT, _PAID, _changed("payment_outcome", "channel_trade_no = ''")),
     "closed_with_trade": Plant(
         "closed, with a trade number all the same",
-        AuditKind.OUTCOME_INCOHERENT, None, _LATE, _changed("payment_outcome", "channel_trade_no = 'KEPT'")),
+        AuditKind.OUTCOME_INCOHERENT, _LATE, _changed("payment_outcome", "channel_trade_no = 'KEPT'")),
     "excess_attempt_missing": Plant(
         "an excess of an attempt that there is not",
-        AuditKind.EXCESS_ATTEMPT_MISSING, None, _PAID, _excess_on_nothing),
+        AuditKind.EXCESS_ATTEMPT_MISSING, _PAID, _excess_on_nothing),
     "outcome_without_payment": Plant(
-        "an outcome of no payment", AuditKind.OUTCOME_WITHOUT_PAYMENT, None, _PAID, _orphan_outcome),
+        "an outcome of no payment", AuditKind.OUTCOME_WITHOUT_PAYMENT, _PAID, _orphan_outcome),
     "excess_without_payment": Plant(
-        "an excess of no payment", AuditKind.EXCESS_WITHOUT_PAYMENT, None, _PAID, _orphan_excess),
+        "an excess of no payment", AuditKind.EXCESS_WITHOUT_PAYMENT, _PAID, _orphan_excess),
     "attempt_without_payment": Plant(
-        "an attempt of no payment", AuditKind.ATTEMPT_WITHOUT_PAYMENT, None, _PAID, _orphan_attempt),
+        "an attempt of no payment", AuditKind.ATTEMPT_WITHOUT_PAYMENT, _PAID, _orphan_attempt),
     "order_names_nothing": Plant(
-        "a merchant order names no payment", AuditKind.ORDER_NAMES_NO_PAYMENT, None, _OPEN, _order_of_nothing),
+        "a merchant order names no payment", AuditKind.ORDER_NAMES_NO_PAYMENT, _OPEN, _order_of_nothing),
     "order_names_another": Plant(
         "a merchant order names another order's payment",
-        AuditKind.ORDER_NAMES_NO_PAYMENT, None, _OPEN, _order_of_another),
+        AuditKind.ORDER_NAMES_NO_PAYMENT, _OPEN, _order_of_another),
     "order_missing": Plant(
-        "a payment without its merchant order", AuditKind.PAYMENT_WITHOUT_ORDER, None, _OPEN, _without_order),
+        "a payment without its merchant order", AuditKind.PAYMENT_WITHOUT_ORDER, _OPEN, _without_order),
     "second_payment_of_an_order": Plant(
-        "a second payment of one merchant order", AuditKind.PAYMENT_WITHOUT_ORDER, None, _OPEN, _second_payment),
+        "a second payment of one merchant order", AuditKind.PAYMENT_WITHOUT_ORDER, _OPEN, _second_payment),
     "merchant_refunds_exceed": Plant(
         "two refunds of the merchant's are more than was captured",
-        _MERCHANT, None, _PAID, _merchant_refunds(AMOUNT_MINOR, 1)),
+        _MERCHANT, _PAID, _merchant_refunds(AMOUNT_MINOR, 1)),
     "merchant_refund_of_another_capture": Plant(
         "a refund of the merchant's names another capture than the kept one",
-        _MERCHANT, None, _PAID, _merchant_refunds(1, trade_no="ANOTHER")),
+        _MERCHANT, _PAID, _merchant_refunds(1, trade_no="ANOTHER")),
     "merchant_refund_of_a_closed_payment": Plant(
         "a refund of the merchant's where nothing is kept",
-        _MERCHANT, None, _LATE, _merchant_refunds(1, trade_no="ANY")),
+        _MERCHANT, _LATE, _merchant_refunds(1, trade_no="ANY")),
     "merchant_refund_in_another_currency": Plant(
         "a refund of the merchant's is in another currency than the kept capture",
         _MERCHANT,
-        None,
         _PAID,
         _merchant_refund_in_yen,
     ),
     "queried_paid": Plant(
         "the channel said that an attempt is paid, and no capture of it is on record",
-        AuditKind.QUERIED_PAID_UNJUDGED, "queried_paid", _OPEN, _queried_paid),
+        AuditKind.QUERIED_PAID_UNJUDGED, _OPEN, _queried_paid),
 }  # fmt: skip

@@ -3,16 +3,23 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from paycore.domain.ids import MAX_REFUND_TRIES, excess_refund_no
+from paycore.domain.ids import MAX_REFUND_TRIES
 from paycore.domain.sweep import SweepKind
 from paycore.domain.verdicts import PaymentState, RefundState, TaskKind
+from paycore.jobs.sweep_contradictions import (
+    Contradiction,
+    contradiction,
+    contradictions,
+    is_number_taken,
+    is_of_merchant,
+    is_of_terms,
+    refunds_of,
+)
 from paycore.store.rows import ChannelOrderRow, ExcessRow, RefundRow
 from paycore.store.sweeps import SweepCase
 
 UNJUDGED_AFTER_MS = 60_000
 """How long the channel's word that an attempt is paid may be on record before what it said of money is judged."""
-
-_EXCESS_NUMBER = "X"
 
 
 class Moment(NamedTuple):
@@ -53,22 +60,14 @@ class Unjudged(NamedTuple):
     due_at_ms: int
 
 
-class Contradiction(NamedTuple):
-    """Rows that only a person can put right."""
-
-    kind: SweepKind
-    what: str
-    attempt: int
-    reference: str
-    """A trade number or a refund's number."""
-
-
 Finding = Owed | Untried | Untasked | Unjudged | Contradiction
 
 
 def find(case: SweepCase, moment: Moment) -> list[Finding]:
     """Return what is missing or wrong. Nothing is owed while a payment has no outcome (R2)."""
-    return [*_of_excess(case), *_of_refunds(case), *_of_tasks(case, moment), *_of_queried(case, moment)]
+    told = list(contradictions(case))
+    untried = _of_refunds(case, {one.reference for one in told})
+    return [*told, *_of_excess(case), *untried, *_of_tasks(case, moment), *_of_queried(case, moment)]
 
 
 def waits(case: SweepCase) -> bool:
@@ -79,52 +78,27 @@ def waits(case: SweepCase) -> bool:
 
 
 def _of_excess(case: SweepCase) -> Iterator[Finding]:
+    if case.record.outcome is None:
+        return
     kind = SweepKind.SEVERAL_CAPTURES if case.record.state == PaymentState.PAID else SweepKind.CLOSED_WITH_CAPTURE
     for row in case.record.excess:
-        if case.record.is_kept(row.attempt, row.channel_trade_no):
-            yield _contradiction("the kept capture is excess too", row.attempt, row.channel_trade_no)
-        elif case.record.outcome is not None:
-            yield from _of_surplus(case, row, kind)
-
-
-def _of_surplus(case: SweepCase, row: ExcessRow, kind: SweepKind) -> Iterator[Finding]:
-    capture = (row.attempt, row.channel_trade_no)
-    refunds = _refunds_of(case, row)
-    if not refunds:
-        number = excess_refund_no(*capture)
-        if any(one.refund_no == number for one in case.refunds):
-            yield _contradiction("its refund names another capture", *capture)
-        else:
+        is_kept = case.record.is_kept(row.attempt, row.channel_trade_no)
+        if not is_kept and not refunds_of(case, row) and not is_number_taken(case, row):
             yield Owed(kind, row)
-    elif len(refunds) > 1:
-        yield _contradiction("it has several refunds", *capture)
-    elif not _is_of_terms(refunds[0], row):
-        yield _contradiction("its refund is of another amount", *capture)
 
 
-def _of_refunds(case: SweepCase) -> Iterator[Finding]:
-    excess = {(row.attempt, row.channel_trade_no): row for row in case.record.excess}
+def _of_refunds(case: SweepCase, doubtful: set[str]) -> Iterator[Finding]:
+    """Find what is to be sent. doubtful: refunds that something is wrong with are left as they are."""
     for refund in case.refunds:
-        capture = (refund.attempt, refund.channel_trade_no)
-        if not refund.refund_no.startswith(_EXCESS_NUMBER):
-            yield from _of_tries(case, refund)
-        elif case.record.outcome is None:
-            yield _contradiction("refunded before there is an outcome", refund.attempt, refund.refund_no)
-        elif case.record.is_kept(*capture):
-            yield _contradiction("the kept capture has a refund", refund.attempt, refund.refund_no)
-        elif capture not in excess:
-            yield _contradiction("a refund of what is no capture", refund.attempt, refund.refund_no)
-        elif [refund] == _refunds_of(case, excess[capture]) and _is_of_terms(refund, excess[capture]):
+        if refund.refund_no not in doubtful and (is_of_merchant(refund) or _is_sound(case, refund)):
             yield from _of_tries(case, refund)
 
 
-def _refunds_of(case: SweepCase, row: ExcessRow) -> list[RefundRow]:
-    capture = (row.attempt, row.channel_trade_no)
-    return [one for one in case.refunds if (one.attempt, one.channel_trade_no) == capture]
-
-
-def _is_of_terms(refund: RefundRow, row: ExcessRow) -> bool:
-    return (refund.amount_minor, refund.currency) == (row.amount_minor, row.currency)
+def _is_sound(case: SweepCase, refund: RefundRow) -> bool:
+    """Whether a refund is the only one of an excess, and of what was captured."""
+    capture = (refund.attempt, refund.channel_trade_no)
+    of_capture = [row for row in case.record.excess if (row.attempt, row.channel_trade_no) == capture]
+    return any(refunds_of(case, row) == [refund] and is_of_terms(refund, row) for row in of_capture)
 
 
 def _of_tries(case: SweepCase, refund: RefundRow) -> Iterator[Finding]:
@@ -135,12 +109,8 @@ def _of_tries(case: SweepCase, refund: RefundRow) -> Iterator[Finding]:
         return
     last = max(tried, default=0)
     # After any other final word money went back already, and without one about the last try it may be on its way (R6).
-    if set(results.values()) != {RefundState.REFUSED} or max(results) != last:
-        return
-    if last < MAX_REFUND_TRIES:
+    if set(results.values()) == {RefundState.REFUSED} and max(results) == last < MAX_REFUND_TRIES:
         yield Untried(SweepKind.REFUND_STUCK, refund, last + 1)
-    else:
-        yield _contradiction("every try was refused", refund.attempt, refund.refund_no)
 
 
 def _of_tasks(case: SweepCase, moment: Moment) -> Iterator[Finding]:
@@ -158,7 +128,7 @@ def _of_queried(case: SweepCase, moment: Moment) -> Iterator[Finding]:
     for attempt, at_ms in _unjudged(case):
         row = case.record.attempts.get(attempt)
         if row is None:
-            yield _contradiction("the channel called an attempt paid that there is not", attempt, "")
+            yield contradiction("the channel called an attempt paid that there is not", attempt, "")
         elif at_ms + UNJUDGED_AFTER_MS <= moment.now_ms:
             yield Unjudged(SweepKind.PAID_AT_CHANNEL, row, at_ms + UNJUDGED_AFTER_MS)
 
@@ -166,7 +136,3 @@ def _of_queried(case: SweepCase, moment: Moment) -> Iterator[Finding]:
 def _unjudged(case: SweepCase) -> Iterator[tuple[int, int]]:
     accounted = case.record.captured_attempts() | case.evidence
     return (one for one in case.queried if one[0] not in accounted)
-
-
-def _contradiction(what: str, attempt: int, reference: str) -> Contradiction:
-    return Contradiction(SweepKind.CONTRADICTION, what, attempt, reference)

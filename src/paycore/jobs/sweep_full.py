@@ -17,7 +17,7 @@ from paycore.jobs.slices import Held, Slices
 from paycore.jobs.sweep_findings import Moment
 from paycore.jobs.sweep_look import NOTHING, Looked, Looker
 from paycore.jobs.sweep_units import Note
-from paycore.store import sweeps
+from paycore.store import sweep_suspects, sweeps
 from paycore.store.proofs import prepare
 from paycore.store.protocol import Store
 from paycore.usecases.quiet_log import QuietLog
@@ -162,16 +162,17 @@ class FullPass:
         first, last = plan.ranges[number]
         moment = Moment(self._clock.now_ms(), self._schedule.late_grace_ms, plan.attempts_after_ms)
 
-        def suspects(connection: Any) -> tuple[int, set[int]]:
+        def suspects(connection: Any) -> tuple[int, set[int], set[int]]:
             prepare(connection)
             end = sweeps.end_of_part(connection, first, last, self._part)
-            without = sweeps.without_tasks(connection, first, end, plan.attempts_after_ms)
-            found = without | sweeps.not_whole(connection, first, end)
-            # Those that are looked at again are looked at in every pass.
-            return end, found - sweeps.pending_among(connection, found)
+            without = sweep_suspects.without_tasks(connection, first, end, plan.attempts_after_ms)
+            found = without | sweep_suspects.not_whole(connection, first, end)
+            return end, found, sweeps.pending_among(connection, found)
 
-        end, payment_ids = await asyncio.to_thread(self._store.read, suspects)
-        looked = await self._looker.look(payment_ids, moment)
+        end, found, pending = await asyncio.to_thread(self._store.read, suspects)
+        # Those that are looked at again are looked at in every pass, but only here are contradictions told of again.
+        looked = await self._looker.look(found - pending, moment)
+        await self._looker.tell(pending, moment)
         failpoint("sweeper.before_full_mark")
         await self._writer.run(Note(self._schedule, {_FROM: {number: end + 1}}, waiting=looked.waiting))
         return looked

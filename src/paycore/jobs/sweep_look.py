@@ -7,11 +7,11 @@ from typing import NamedTuple
 from paycore.channels.protocol import ChannelUnknownError
 from paycore.domain.clock import Clock
 from paycore.domain.errors import PreconditionError, StoreUnavailableError, ThrottledError
-from paycore.domain.sweep import SweepKind
 from paycore.domain.verdicts import NotifyOutcome, RefundState
 from paycore.failpoint import failpoint
 from paycore.jobs.gate import ChannelGate
-from paycore.jobs.sweep_findings import Contradiction, Finding, Moment, Owed, Unjudged, Untasked, Untried, find, waits
+from paycore.jobs.sweep_contradictions import Contradiction, contradiction
+from paycore.jobs.sweep_findings import Finding, Moment, Owed, Unjudged, Untasked, Untried, find, waits
 from paycore.jobs.sweep_units import Repair
 from paycore.metrics import Metrics
 from paycore.store import sweeps
@@ -85,6 +85,13 @@ class Looker:
             looked = looked.and_also(await self._look(ids[start : start + _TOGETHER], moment, again))
         return looked
 
+    async def tell(self, payment_ids: Iterable[int], moment: Moment) -> None:
+        """Say what contradicts itself on these payments, and leave the rest. Raises StoreUnavailableError."""
+        ids = sorted(payment_ids)
+        for start in range(0, len(ids), _TOGETHER):
+            for payment_id, case in (await self._load(ids[start : start + _TOGETHER])).items():
+                self._tell_of_contradictions(payment_id, find(case, moment))
+
     async def _look(self, ids: list[int], moment: Moment, again: Collection[int]) -> Looked:
         cases = await self._load(ids)
         found = {payment_id: find(case, moment) for payment_id, case in cases.items()}
@@ -106,7 +113,7 @@ class Looker:
 
     def _tell_of_contradictions(self, payment_id: int, found: list[Finding] | None) -> None:
         if found is None:
-            found = [Contradiction(SweepKind.CONTRADICTION, _NO_PAYMENT, 0, "")]
+            found = [contradiction(_NO_PAYMENT, 0, "")]
         for one in found:
             if isinstance(one, Contradiction):
                 self._tell(payment_id, one)
@@ -158,7 +165,7 @@ class Looker:
             return None
         if not queried.captures:
             what = f"the channel called it paid, and now {queried.state.name}"
-            self._tell(payment_id, Contradiction(SweepKind.CONTRADICTION, what, attempt.attempt, ""))
+            self._tell(payment_id, contradiction(what, attempt.attempt, ""))
             return True
         self._tell(payment_id, finding)
         return False

@@ -21,7 +21,7 @@ from paycore.jobs.sweep_full import LAST_ID, PART, PARTS_A_RUN, FullPass
 from paycore.jobs.sweep_look import NOTHING, Looked, Looker
 from paycore.jobs.sweep_units import Note
 from paycore.metrics import Metrics
-from paycore.store import sweeps
+from paycore.store import sweep_suspects, sweeps
 from paycore.store.proofs import prepare
 from paycore.store.protocol import Store
 from paycore.usecases.attempts import Conversations
@@ -177,4 +177,4 @@ def _payments_from(connection: Any, now_id: int, overlap: int) -> int:
 def _untasked(connection: Any, first: int, part: int, moment: Moment) -> tuple[int, set[int]]:
     prepare(connection)
     end = sweeps.end_of_part(connection, first, LAST_ID, part)
-    return end, sweeps.without_tasks(connection, first, end, moment.attempts_after_ms)
+    return end, sweep_suspects.without_tasks(connection, first, end, moment.attempts_after_ms)

@@ -12,21 +12,17 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Select,
     Table,
-    and_,
     bindparam,
     delete,
-    exists,
     func,
-    or_,
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
 from paycore.domain.ids import slice_of
-from paycore.domain.verdicts import FINALLY_UNPAID, AttemptState, ChannelResult, RefundState, TaskKind
-from paycore.store import lookups, tables
+from paycore.domain.verdicts import ChannelResult
+from paycore.store import lookups, sweep_suspects, tables
 from paycore.store.rows import PaymentRecord, RefundResultRow, RefundRow, RefundTryRow
 
 NEW_ROWS = 10_000
@@ -45,6 +41,7 @@ class SweepCase(NamedTuple):
 
     queried: (attempt, when it was noted) of what the channel called paid. evidence: the attempts about whose money
     something lies in quarantine, open. tasks: (kind, attempt) of what repair is going to come back to.
+    is_ordered: whether its merchant order names it.
     """
 
     record: PaymentRecord
@@ -54,6 +51,7 @@ class SweepCase(NamedTuple):
     queried: list[tuple[int, int]]
     evidence: set[int]
     tasks: set[tuple[int, int]]
+    is_ordered: bool
 
 
 class News(NamedTuple):
@@ -188,7 +186,7 @@ def _added(connection: Connection, table: Table, writer_no: int, after: int, lim
 def end_of_part(connection: Connection, first: int, last: int, size: int) -> int:
     """The id that ends the first ``size`` payments of a range; ``last`` where there are no more."""
     table = tables.payment
-    statement = select(table.c.payment_id).where(_within(table, first, last)).order_by(table.c.payment_id)
+    statement = select(table.c.payment_id).where(table.c.payment_id.between(first, last)).order_by(table.c.payment_id)
     found: int | None = connection.execute(statement.limit(1).offset(size - 1)).scalar_one_or_none()
     return last if found is None else found
 
@@ -203,111 +201,6 @@ def ends(connection: Connection) -> tuple[int, int]:
         )
     ).one()
     return lowest or 0, highest or 0
-
-
-def without_tasks(connection: Connection, first: int, last: int, attempts_after_ms: int) -> set[int]:
-    """Payments of a range that nobody is going to close, or with an attempt that nobody is going to ask about.
-
-    attempts_after_ms: attempts that expire later than this.
-    """
-    looks = (_open_without_close(first, last), _live_without_query(first, last, attempts_after_ms))
-    return {payment_id for look in looks for payment_id in connection.execute(look).scalars()}
-
-
-def not_whole(connection: Connection, first: int, last: int) -> set[int]:
-    """Payments of a range whose excess, refunds or queried attempts want a closer look."""
-    looks = (
-        _excess_without_refund(first, last),
-        _refund_without_cause(first, last),
-        _refusal_without_next_try(first, last),
-        _queried_unjudged(first, last),
-    )
-    return {payment_id for look in looks for payment_id in connection.execute(look).scalars()}
-
-
-def _within(table: Table, first: int, last: int) -> ColumnElement[bool]:
-    return table.c.payment_id.between(first, last)
-
-
-def _is_there(table: Table, other: Table, first: int, last: int, *tie: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Whether a row of the same payment is there. Its range is named too: else the whole table may be read for it."""
-    same = table.c.payment_id == other.c.payment_id
-    return exists(select(table.c.payment_id).where(same, _within(table, first, last), *tie))
-
-
-def _open_without_close(first: int, last: int) -> Select[Any]:
-    payment, outcome, task = tables.payment, tables.payment_outcome, tables.task
-    return select(payment.c.payment_id).where(
-        _within(payment, first, last),
-        ~_is_there(outcome, payment, first, last),
-        ~_is_there(task, payment, first, last, task.c.kind == TaskKind.CLOSE, task.c.attempt == 0),
-    )
-
-
-_LIVE = sorted(set(AttemptState) - FINALLY_UNPAID)
-
-
-def _live_without_query(first: int, last: int, attempts_after_ms: int) -> Select[Any]:
-    attempt, task = tables.channel_order, tables.task
-
-    def same(table: Table) -> ColumnElement[bool]:
-        return table.c.attempt == attempt.c.attempt
-
-    captured = (
-        _is_there(table, attempt, first, last, same(table)) for table in (tables.payment_outcome, tables.excess_payment)
-    )
-    return select(attempt.c.payment_id).where(
-        _within(attempt, first, last),
-        attempt.c.state.in_(_LIVE),
-        attempt.c.expire_at_ms > attempts_after_ms,
-        *(~one for one in captured),
-        ~_is_there(task, attempt, first, last, task.c.kind == TaskKind.QUERY, same(task)),
-    )
-
-
-def _excess_without_refund(first: int, last: int) -> Select[Any]:
-    """Excess without its refund, which may still wait for an outcome, or that is the kept capture too."""
-    excess, outcome, refund = tables.excess_payment, tables.payment_outcome, tables.refund
-
-    def of(table: Table, *names: str) -> ColumnElement[bool]:
-        return _is_there(table, excess, first, last, *(table.c[name] == excess.c[name] for name in names))
-
-    capture = ("attempt", "channel_trade_no")
-    refunded = of(refund, *capture, "amount_minor", "currency")
-    return select(excess.c.payment_id).where(_within(excess, first, last), or_(~refunded, of(outcome, *capture)))
-
-
-def _refund_without_cause(first: int, last: int) -> Select[Any]:
-    """Refunds without a try, and those of an excess that is not there or whose payment has no outcome."""
-    refund, tries, excess = tables.refund, tables.refund_try, tables.excess_payment
-
-    def of(table: Table, *tie: ColumnElement[bool]) -> ColumnElement[bool]:
-        return _is_there(table, refund, first, last, *tie)
-
-    same_capture = [excess.c[name] == refund.c[name] for name in ("attempt", "channel_trade_no")]
-    has_cause = and_(of(tables.payment_outcome), of(excess, *same_capture))
-    wrong = or_(~of(tries, tries.c.refund_no == refund.c.refund_no), and_(refund.c.refund_no.like("X%"), ~has_cause))
-    return select(refund.c.payment_id).where(_within(refund, first, last), wrong)
-
-
-def _refusal_without_next_try(first: int, last: int) -> Select[Any]:
-    result, tries = tables.refund_result, tables.refund_try
-    of_refund = (tries.c.refund_no == result.c.refund_no, tries.c.seq == result.c.seq + 1)
-    return select(result.c.payment_id).where(
-        _within(result, first, last),
-        result.c.result == RefundState.REFUSED,
-        ~_is_there(tries, result, first, last, *of_refund),
-    )
-
-
-def _queried_unjudged(first: int, last: int) -> Select[Any]:
-    queried = tables.queried_paid
-
-    def judged(table: Table) -> ColumnElement[bool]:
-        return _is_there(table, queried, first, last, table.c.attempt == queried.c.attempt)
-
-    is_judged = or_(judged(tables.payment_outcome), judged(tables.excess_payment))
-    return select(queried.c.payment_id).where(_within(queried, first, last), ~is_judged)
 
 
 # ---- Everything about a payment
@@ -339,7 +232,11 @@ def _load_chunk(connection: Connection, ids: Sequence[int], records_of: RecordsO
     # Rows of other tables may name a payment that does not exist.
     ids = [payment_id for (payment_id,) in rows(tables.payment, tables.payment.c.payment_id)]
     records = lookups.load_records(connection, ids) if records_of is None else records_of(ids)
-    cases = {payment_id: SweepCase(record, [], [], [], [], set(), set()) for payment_id, record in records.items()}
+    ordered = sweep_suspects.ordered(connection, [record.payment for record in records.values()])
+    cases = {
+        payment_id: SweepCase(record, [], [], [], [], set(), set(), payment_id in ordered)
+        for payment_id, record in records.items()
+    }
     for result in map(RefundResultRow._make, rows(tables.refund_result)):
         cases[result.payment_id].results.append(result)
     for refund in map(RefundRow._make, rows(tables.refund)):
