@@ -41,14 +41,14 @@ Say = Callable[[str], None]
 class Verdict(NamedTuple):
     """What a run came to. missing: the points that struck too seldom. defects: lines of the server's own log.
 
-    repaired: how often a sweep found and put right what nothing before it had done. compared: how many of what.
+    repaired: its lines about what a sweep found and put right, since nothing before it had. compared: how many of what.
     """
 
     tally: Tally
     findings: list[Finding]
     missing: dict[str, int]
     defects: list[str]
-    repaired: int
+    repaired: list[str]
     compared: dict[str, int]
     stories: int
     seconds: float
@@ -64,7 +64,8 @@ class Verdict(NamedTuple):
         lines = [
             self.tally.table(),
             f"strikes of a place: {min(strikes)} at least, {statistics.median(strikes):g} in the middle",
-            f"{self.stories} stories in {self.seconds:.0f} s; sweeps put right {self.repaired} things",
+            f"{self.stories} stories in {self.seconds:.0f} s; sweeps put right {len(self.repaired)} things",
+            *self.repaired[:20],
             f"compared: {', '.join(f'{count} {what}' for what, count in self.compared.items())}",
         ]
         if self.missing:
@@ -86,7 +87,7 @@ async def crash(url: str, folder: Path, *, kills: int, seed: int, say: Say = lam
             await run.aclose()
         log = stage.server.log().splitlines()
     defects = [line for line in log if any(word in line for word in BROKEN)]
-    repaired = sum(FOUND_BY_SWEEP in line for line in log)
+    repaired = [line for line in log if FOUND_BY_SWEEP in line]
     seconds = time.monotonic() - started
     missing = run.tally.missing()
     return Verdict(run.tally, findings, missing, defects, repaired, run.compared, run.traffic.told, seconds)

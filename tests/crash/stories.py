@@ -33,7 +33,9 @@ class Users:
     """Whoever sits before the banks' pages, and whoever plants the banks' faults."""
 
     def __init__(self, url: str) -> None:
-        self._http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=60)
+        # Given up before the banks' server gives it up: a request on a connection that is just being closed is lost.
+        kept = httpx.Limits(keepalive_expiry=1)
+        self._http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=60, limits=kept)
 
     async def aclose(self) -> None:
         await self._http.aclose()
