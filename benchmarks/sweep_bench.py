@@ -186,7 +186,7 @@ def _as_object(figures: Figures) -> dict[str, Any]:
         "unit": "payments",
         "count": figures.payments,
         "rate": figures.payments / figures.full_seconds,
-        "baseline_rate": figures.payments / figures.scanned.seconds,
+        "baseline_rate": (figures.payments + figures.burst) / figures.scanned.seconds,
         "burst": figures.burst,
         "full_seconds": figures.full_seconds,
         "idle_seconds": figures.idle_seconds,
