@@ -14,7 +14,7 @@ from paycore.domain.ids import format_channel_order_no
 from paycore.domain.verdicts import RefundState
 from paycore.jobs.auditor import Auditor, Report, Turns
 from paycore.metrics import Metrics
-from paycore.store import proof_checks, tables
+from paycore.store import proof_checks, proof_orders, tables
 from paycore.store.engine import parse_database_url
 from tests.support.bank import Town
 from tests.support.books import run
@@ -225,6 +225,7 @@ def test_no_check_reads_a_whole_table(tmp_path: Path) -> None:
     engine = parse_database_url(make_database("sqlite", tmp_path)).engine(writes=False)
     names = {table.name for table in tables.METADATA.sorted_tables}
     parameters = {"after": 1, "last": 9, "rows": 5, "unjudged_before_ms": 1, "merchant_id": "", "merchant_order_no": ""}
+    parameters |= {"offset": 4}
     with engine.connect() as connection, connection.begin():
         for statement in every_statement():
             asked = text(f"EXPLAIN QUERY PLAN {statement}")
@@ -237,10 +238,12 @@ def test_no_check_reads_a_whole_table(tmp_path: Path) -> None:
 
 def every_statement() -> list[str]:
     checks = [check.sql for check in proof_checks.CHECKS]
-    of_range = [*checks, proof_checks.EXCESS, proof_checks.REFUNDS, proof_checks.COUNTS]
+    whole = (proof_checks.EXCESS, proof_checks.REFUNDS, *proof_checks.COUNTS, proof_checks.QUERIED_UNJUDGED)
     return [
-        *(proof_checks.WITH_RANGE + sql for sql in of_range),
+        *(proof_checks.WITH_RANGE + sql for sql in (*checks, *whole)),
         proof_checks.NEXT_RANGE,
-        proof_checks.WRONG_ORDERS,
-        proof_checks.LAST_ORDER,
+        proof_checks.EVIDENCE.replace(":ids", "(1, 2)"),
+        proof_orders.UNNAMED_PAYMENTS,
+        proof_orders.WRONG_ORDERS,
+        proof_orders.LAST_ORDER,
     ]

@@ -11,6 +11,7 @@ import re
 
 from paycore.store import tables
 from tests.support.postgres import connected, empty_tables, fresh_postgres
+from tests.support.sharded_reads import broken_by_read
 
 SPREAD_BY = {
     table.name: table.primary_key.columns.keys()[0]
@@ -76,9 +77,7 @@ def broken_rule(statement: str) -> str | None:
         return "the column that a table is spread by is never changed"
     if verb == "INSERT":
         return _broken_by_insert(statement, named)
-    if len(named) > 1 and not _joins_shard_by_shard(statement, named):
-        return "tables are joined by the column that they are spread by"
-    return None
+    return broken_by_read(statement, SPREAD_BY) if verb in {"SELECT", "WITH"} else None
 
 
 def _broken_by_insert(statement: str, named: set[str]) -> str | None:
@@ -89,13 +88,3 @@ def _broken_by_insert(statement: str, named: set[str]) -> str | None:
     if conflict and SPREAD_BY[name] not in (conflict[1] or ""):
         return "a conflict is about a key that holds the column that the table is spread by"
     return None
-
-
-def _joins_shard_by_shard(statement: str, named: set[str]) -> bool:
-    """Whether every further table is tied to another one by payment_id, or by a subquery that is of its payment_ids."""
-    ties = re.findall(r"(\w+)\.payment_id = (\w+)\.payment_id", statement)
-    ties += re.findall(r"(\w+) AS (?:MATERIALIZED )?\(SELECT (?:DISTINCT )?(\w+)\.payment_id", statement)
-    reached = {min(named)}
-    for _ in ties:
-        reached |= {name for tie in ties if reached & set(tie) for name in tie}
-    return reached >= named

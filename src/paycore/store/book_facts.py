@@ -62,10 +62,10 @@ _EXCESS = _of_payments(
     "SELECT payment_id, attempt, channel_trade_no, amount_minor, currency FROM excess_payment WHERE payment_id IN :ids"
 )
 _REFUNDS = _of_payments(
-    "SELECT r.payment_id, r.attempt, r.refund_no, r.channel_trade_no, r.amount_minor, r.currency, EXISTS (SELECT 1"
-    " FROM refund_result f WHERE f.payment_id = r.payment_id AND f.refund_no = r.refund_no AND f.result IN (4, 6))"
-    " FROM refund r WHERE r.payment_id IN :ids"
+    "SELECT payment_id, attempt, refund_no, channel_trade_no, amount_minor, currency FROM refund"
+    " WHERE payment_id IN :ids"
 )
+_DONE = _of_payments("SELECT payment_id, refund_no FROM refund_result WHERE payment_id IN :ids AND result IN (4, 6)")
 _TRIES = _of_payments("SELECT payment_id, refund_no, channel_refund_no FROM refund_try WHERE payment_id IN :ids")
 _EVIDENCE = _of_payments(
     "SELECT payment_id, attempt, channel_trade_no, is_open FROM quarantine WHERE payment_id IN :ids AND result = 1"
@@ -102,9 +102,10 @@ def _read_chunk(connection: Connection, ids: Collection[int], money: dict[Attemp
     numbers: dict[tuple[int, str], set[str]] = defaultdict(set)
     for payment_id, refund_no, number in rows(_TRIES):
         numbers[payment_id, refund_no].add(number)
-    for payment_id, attempt, refund_no, trade_no, amount_minor, currency, done in rows(_REFUNDS):
-        sent = frozenset(numbers[payment_id, refund_no])
-        refund = OurRefund(refund_no, trade_no, amount_minor, currency, bool(done), sent)
+    done = {(payment_id, refund_no) for payment_id, refund_no in rows(_DONE)}
+    for payment_id, attempt, refund_no, trade_no, amount_minor, currency in rows(_REFUNDS):
+        key = payment_id, refund_no
+        refund = OurRefund(refund_no, trade_no, amount_minor, currency, key in done, frozenset(numbers[key]))
         money.get((payment_id, attempt), nobodys).refunds.append(refund)
     for payment_id, attempt, trade_no, is_open in rows(_EVIDENCE):
         evidence = money.get((payment_id, attempt), nobodys).evidence

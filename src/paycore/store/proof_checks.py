@@ -1,9 +1,9 @@
 """The checks of the audit that a database makes by itself, over one range of payment ids, as SQL that all of them take.
 
 Each returns only what is wrong: payment_id first, then what helps to look into it, by the names of the columns. The
-tables stand for their part of the range, by the letters of ``WITH_RANGE``; every join stays inside it, because all
-that there is about a payment has its id. A check leaves out what a kind nearer to the cause names already
-(``domain.audit``).
+tables stand for their part of the range, by the letters of ``WITH_RANGE``; every join is by payment_id, because all
+that is judged about a payment has its id, and a sharded engine joins by nothing else. A check leaves out what a kind
+nearer to the cause names already (``domain.audit``).
 """
 
 from typing import NamedTuple
@@ -25,26 +25,13 @@ WITH p AS NOT MATERIALIZED (SELECT * FROM payment WHERE payment_id > :after AND 
 
 
 class Check(NamedTuple):
-    """One statement and what its rows are. Parameters: after (exclusive), last, unjudged_before_ms."""
+    """One statement and what its rows are. Parameters: after (exclusive), last."""
 
     kind: AuditKind
     sql: str
 
 
 CHECKS = (
-    Check(
-        # A scalar subquery is asked row by row, through its index, whatever a planner thinks of the whole table.
-        AuditKind.PAYMENT_WITHOUT_ORDER,
-        """
-SELECT p.payment_id, p.merchant_id, p.merchant_order_no FROM p
-WHERE coalesce((SELECT m.payment_id FROM merchant_order m WHERE m.merchant_id = p.merchant_id
-    AND m.merchant_order_no = p.merchant_order_no), 0) <> p.payment_id
-  AND NOT EXISTS (SELECT 1 FROM merchant_order m WHERE m.merchant_id = p.merchant_id
-    AND m.merchant_order_no = p.merchant_order_no AND NOT EXISTS (SELECT 1 FROM payment n
-      WHERE n.payment_id = m.payment_id AND n.merchant_id = m.merchant_id
-        AND n.merchant_order_no = m.merchant_order_no))
-""",
-    ),
     Check(
         AuditKind.ATTEMPT_WITHOUT_PAYMENT,
         """
@@ -135,8 +122,9 @@ SELECT t.payment_id, t.refund_no, t.seq FROM t
 WHERE t.seq > 1
   AND NOT EXISTS (SELECT 1 FROM f WHERE f.payment_id = t.payment_id AND f.refund_no = t.refund_no
     AND f.seq = t.seq - 1 AND f.result = 5)
-  AND (SELECT count(*) FROM f WHERE f.payment_id = t.payment_id AND f.refund_no = t.refund_no
-    AND f.result IN (4, 6)) < 2
+  AND NOT EXISTS (SELECT 1 FROM f JOIN f AS g ON g.payment_id = f.payment_id AND g.refund_no = f.refund_no
+      AND g.seq > f.seq
+    WHERE f.payment_id = t.payment_id AND f.refund_no = t.refund_no AND f.result IN (4, 6) AND g.result IN (4, 6))
 """,
     ),
     Check(
@@ -161,17 +149,17 @@ SELECT f.payment_id, f.refund_no, f.seq, f.result FROM f
 WHERE NOT EXISTS (SELECT 1 FROM t WHERE t.payment_id = f.payment_id AND t.refund_no = f.refund_no AND t.seq = f.seq)
 """,
     ),
-    Check(
-        AuditKind.QUERIED_PAID_UNJUDGED,
-        """
+)
+
+# What lies in quarantine about these is asked by a statement of its own: evidence is spread by its own key.
+QUERIED_UNJUDGED = """
 SELECT q.payment_id, q.attempt, q.recorded_at_ms AS queried_at_ms FROM q
 WHERE q.recorded_at_ms < :unjudged_before_ms
   AND NOT EXISTS (SELECT 1 FROM o WHERE o.payment_id = q.payment_id AND o.attempt = q.attempt)
   AND NOT EXISTS (SELECT 1 FROM e WHERE e.payment_id = q.payment_id AND e.attempt = q.attempt)
-  AND NOT EXISTS (SELECT 1 FROM quarantine k WHERE k.payment_id = q.payment_id AND k.attempt = q.attempt)
-""",
-    ),
-)
+"""
+
+EVIDENCE = "SELECT payment_id, attempt FROM quarantine WHERE payment_id IN :ids"
 
 EXCESS = """
 SELECT e.payment_id, e.attempt, e.channel_trade_no, e.reason, e.amount_minor, e.currency, e.recorded_at_ms,
@@ -179,20 +167,27 @@ SELECT e.payment_id, e.attempt, e.channel_trade_no, e.reason, e.amount_minor, e.
 FROM e LEFT JOIN o ON o.payment_id = e.payment_id
 """
 
+# done: the money is back; failed: refused for good, and no try follows the last refusal.
 REFUNDS = """
 SELECT r.payment_id, r.refund_no, r.attempt, r.channel_trade_no, r.reason, r.amount_minor, r.currency,
   r.recorded_at_ms, o.state, o.attempt, o.channel_trade_no, o.amount_minor, o.currency,
-  EXISTS (SELECT 1 FROM f WHERE f.payment_id = r.payment_id AND f.refund_no = r.refund_no AND f.result IN (4, 6)),
-  EXISTS (SELECT 1 FROM f WHERE f.payment_id = r.payment_id AND f.refund_no = r.refund_no AND f.result = 5
-    AND NOT EXISTS (SELECT 1 FROM t WHERE t.payment_id = f.payment_id AND t.refund_no = f.refund_no
-      AND t.seq > f.seq))
+  CASE WHEN ends.done > 0 THEN 1 ELSE 0 END,
+  CASE WHEN ends.refused > 0 AND ends.refused >= coalesce(tries.newest, 0) THEN 1 ELSE 0 END
 FROM r LEFT JOIN o ON o.payment_id = r.payment_id
+  LEFT JOIN (SELECT f.payment_id, f.refund_no, max(CASE WHEN f.result IN (4, 6) THEN 1 ELSE 0 END) AS done,
+      max(CASE WHEN f.result = 5 THEN f.seq ELSE 0 END) AS refused
+    FROM f GROUP BY f.payment_id, f.refund_no) AS ends
+    ON ends.payment_id = r.payment_id AND ends.refund_no = r.refund_no
+  LEFT JOIN (SELECT t.payment_id, t.refund_no, max(t.seq) AS newest FROM t GROUP BY t.payment_id, t.refund_no) AS tries
+    ON tries.payment_id = r.payment_id AND tries.refund_no = r.refund_no
 """
 
-COUNTS = """
-SELECT (SELECT count(*) FROM p), (SELECT count(*) FROM o WHERE o.state = 2),
-  (SELECT count(*) FROM t WHERE t.state = 7)
-"""
+COUNTS = (
+    "SELECT count(*) FROM p",
+    "SELECT count(*) FROM o WHERE o.state = 2",
+    "SELECT count(*) FROM t WHERE t.state = 7",
+)
+"""How many payments there are, how many are paid, and how many tries a person was told of."""
 
 NEXT_RANGE = """
 SELECT min(bound) FROM (
@@ -213,22 +208,6 @@ SELECT min(bound) FROM (
   UNION ALL SELECT * FROM (SELECT payment_id FROM queried_paid WHERE payment_id > :after
     ORDER BY payment_id LIMIT 1 OFFSET :rows) AS in_queried_paid
 ) AS bounds
-"""
-
-# Merchant orders have another key and are read in its order, so many at a time.
-WRONG_ORDERS = """
-SELECT m.payment_id, m.merchant_id, m.merchant_order_no FROM (
-  SELECT merchant_id, merchant_order_no, payment_id FROM merchant_order
-  WHERE (merchant_id, merchant_order_no) > (:merchant_id, :merchant_order_no)
-  ORDER BY merchant_id, merchant_order_no LIMIT :rows) AS m
-WHERE coalesce((SELECT 1 FROM payment n WHERE n.payment_id = m.payment_id AND n.merchant_id = m.merchant_id
-  AND n.merchant_order_no = m.merchant_order_no), 0) = 0
-"""
-
-LAST_ORDER = """
-SELECT merchant_id, merchant_order_no FROM merchant_order
-WHERE (merchant_id, merchant_order_no) > (:merchant_id, :merchant_order_no)
-ORDER BY merchant_id, merchant_order_no LIMIT 1 OFFSET :rows
 """
 
 QUARANTINE = "SELECT count(*), min(first_seen_at_ms) FROM quarantine WHERE is_open = 1"

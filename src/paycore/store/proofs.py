@@ -7,20 +7,23 @@ right in it can be made wrong only later, which the next audit sees. One transac
 from emptying its log, and PostgreSQL from clearing away dead rows, for as long as the audit takes.
 
 Merchant orders have no payment_id in their key. They are read in the order of theirs, each beside the one payment that
-it names and that was written in the same commit.
+it names and that was written in the same commit (``store.proof_orders``).
 """
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, bindparam, text
 
 from paycore.domain.audit import UNJUDGED_GRACE_MS, AuditKind, Violation
 from paycore.domain.ids import MAX_INT64
-from paycore.store import proof_checks
+from paycore.store import proof_checks, proof_orders
+from paycore.store.proof_orders import OrderKey as OrderKey
 from paycore.store.proof_refunds import ExcessFact, RefundFact, prove_refunds
 
 RANGE_ROWS = 20_000
 """Rows that a range holds of each table at most, if more of them are not one payment's."""
+
+_CHUNK = 500
 
 _CACHE_KIB = 16_384
 """What SQLite keeps of a range's pages while its checks are made; its own default is too little for one range."""
@@ -28,9 +31,10 @@ _CACHE_KIB = 16_384
 _CHECKS = [(check.kind, text(proof_checks.WITH_RANGE + check.sql)) for check in proof_checks.CHECKS]
 _EXCESS = text(proof_checks.WITH_RANGE + proof_checks.EXCESS)
 _REFUNDS = text(proof_checks.WITH_RANGE + proof_checks.REFUNDS)
-_COUNTS = text(proof_checks.WITH_RANGE + proof_checks.COUNTS)
+_COUNTS = [text(proof_checks.WITH_RANGE + count) for count in proof_checks.COUNTS]
+_QUERIED_UNJUDGED = text(proof_checks.WITH_RANGE + proof_checks.QUERIED_UNJUDGED)
+_EVIDENCE = text(proof_checks.EVIDENCE).bindparams(bindparam("ids", expanding=True))
 _NEXT_RANGE = text(proof_checks.NEXT_RANGE)
-_WRONG_ORDERS, _LAST_ORDER = text(proof_checks.WRONG_ORDERS), text(proof_checks.LAST_ORDER)
 _QUARANTINE = text(proof_checks.QUARANTINE)
 _BOUNDS = text("SELECT min(payment_id), max(payment_id) FROM payment")
 
@@ -77,13 +81,6 @@ class Range(NamedTuple):
     last: int
 
 
-class OrderKey(NamedTuple):
-    """A merchant order's key; the empty one lies before all."""
-
-    merchant_id: str = ""
-    merchant_order_no: str = ""
-
-
 class OrdersProof(NamedTuple):
     """What some merchant orders showed. last: the last of them; None when there are no more."""
 
@@ -124,16 +121,14 @@ def prepare(connection: Connection) -> None:
 def prove_range(connection: Connection, scope: Range, now_ms: int) -> Proof:
     """Make every check of one range."""
     between = scope._asdict()
-    violations = []
+    violations = proof_orders.prove_payments(connection, *scope)
     for kind, check in _CHECKS:
-        parameters = between
-        if kind is AuditKind.QUERIED_PAID_UNJUDGED:
-            parameters = between | {"unjudged_before_ms": now_ms - UNJUDGED_GRACE_MS}
-        violations += [_violation(kind, row) for row in connection.execute(check, parameters).mappings()]
+        violations += [_violation(kind, row) for row in connection.execute(check, between).mappings()]
+    violations += _queried_unjudged(connection, {**between, "unjudged_before_ms": now_ms - UNJUDGED_GRACE_MS})
     excess = [ExcessFact(*row) for row in connection.execute(_EXCESS, between)]
     refunds = [RefundFact(*row) for row in connection.execute(_REFUNDS, between)]
     violations += prove_refunds(excess, refunds)
-    payments, kept, attention = connection.execute(_COUNTS, between).one()
+    payments, kept, attention = (connection.execute(count, between).scalar_one() for count in _COUNTS)
     waiting = [one.recorded_at_ms for one in excess if one.state is None]
     unfinished = [one.recorded_at_ms for one in refunds if not (one.done or (one.failed and one.is_of_merchant))]
     counts = (payments, kept, len(excess), len(refunds), len(waiting), len(unfinished), attention)
@@ -145,13 +140,25 @@ def _violation(kind: AuditKind, row: Any) -> Violation:
     return Violation(kind, details.pop("payment_id"), details)
 
 
+def _queried_unjudged(connection: Connection, parameters: dict[str, int]) -> list[Violation]:
+    """What a channel called paid and nobody has judged, unless the word about it lies in quarantine."""
+    found = connection.execute(_QUERIED_UNJUDGED, parameters).mappings().all()
+    ids = sorted({row["payment_id"] for row in found})
+    evidence: set[tuple[int, int]] = set()
+    for start in range(0, len(ids), _CHUNK):
+        about = connection.execute(_EVIDENCE, {"ids": ids[start : start + _CHUNK]})
+        evidence.update((payment_id, attempt) for payment_id, attempt in about)
+    return [
+        _violation(AuditKind.QUERIED_PAID_UNJUDGED, row)
+        for row in found
+        if (row["payment_id"], row["attempt"]) not in evidence
+    ]
+
+
 def prove_orders(connection: Connection, after: OrderKey, rows: int = RANGE_ROWS) -> OrdersProof:
     """Prove the merchant orders that follow one."""
     prepare(connection)
-    found = connection.execute(_WRONG_ORDERS, {**after._asdict(), "rows": rows}).mappings()
-    violations = [_violation(AuditKind.ORDER_NAMES_NO_PAYMENT, row) for row in found]
-    last = connection.execute(_LAST_ORDER, {**after._asdict(), "rows": rows - 1}).one_or_none()
-    return OrdersProof(violations, None if last is None else OrderKey(*last))
+    return OrdersProof(*proof_orders.prove_orders(connection, after, rows))
 
 
 def open_quarantine(connection: Connection) -> tuple[int, int | None]:
