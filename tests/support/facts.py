@@ -10,10 +10,11 @@ from typing import Any
 
 from paycore.domain.ids import PaymentIds, format_channel_order_no
 from paycore.domain.verdicts import AttemptState, PayMethod
+from paycore.store import tables
 from paycore.store.rows import ChannelOrderRow, PaymentRow, Stamp
 from paycore.store.schema import open_store
 
-HOUSEKEEPING = {"writer", "alembic_version", "sqlite_sequence"}
+HOUSEKEEPING = tables.WRITTEN_BY_JOBS | {"alembic_version", "sqlite_sequence"}
 
 AMOUNT_MINOR = 1_999
 CURRENCY = "CNY"

@@ -20,6 +20,7 @@ from paycore.cli.demo_banks import BankError, Banks, BookEntry, Capture, Page
 from paycore.cli.demo_stage import Stage, StageError, wait_until
 from paycore.cli.output import amount, outcome_name
 from paycore.client import PaycoreRpcError
+from paycore.store.tables import WRITTEN_BY_JOBS
 from paycore.v1 import payment_pb2
 
 CHANNEL = "simbank"
@@ -32,8 +33,6 @@ PLAY_ERRORS = (PaycoreRpcError, httpx.HTTPError, sqlite3.Error, BankError, Stage
 """What ends a story early: somebody did not answer, or answered what nobody can go on from."""
 
 _NOTIFY_TOTAL = re.compile(r'paycore_notify_total\{channel="[^"]*",outcome="([A-Z_]+)",replayed="(true|false)"\} (\d+)')
-_HOUSEKEEPING = frozenset({"writer", "lease", "sweep_mark", "sweep_pending", "task"})
-"""Tables in which a server to which nobody talks writes: signs of life, and what repair comes back to."""
 
 
 class Story(NamedTuple):
@@ -246,7 +245,7 @@ def take_footprint(scene: Scene) -> Footprint:
     with closing(_read_only(scene.stage.db_path)) as connection:
         connection.execute("BEGIN")
         names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        tables = {name: _digest(connection, name) for name in names - _HOUSEKEEPING}
+        tables = {name: _digest(connection, name) for name in names - WRITTEN_BY_JOBS}
     return Footprint(tables, scene.payment())
 
 

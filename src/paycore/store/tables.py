@@ -333,3 +333,6 @@ sweep_pending = _table(
     Column("slice", _Code, nullable=False),
     Column("since_ms", _Int64, nullable=False),
 )
+
+WRITTEN_BY_JOBS = frozenset({"writer", "lease", "task", "sweep_mark", "sweep_pending", "quarantine_mark"})
+"""Tables that a server's jobs write to while nobody calls it: none says what happened to money."""
