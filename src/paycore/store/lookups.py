@@ -1,6 +1,6 @@
 """Reads that are the same for every database. Each takes a connection whose transaction the caller owns."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -21,14 +21,10 @@ from sqlalchemy import (
 from paycore.domain.verdicts import AttemptState
 from paycore.store import tables
 from paycore.store.protocol import Backlog
+from paycore.store.records import load_records as load_records  # callers know it from here
 from paycore.store.rows import (
     MAX_QUARANTINE_IN_FILE,
-    ChannelOrderRow,
-    ExcessRow,
-    OutcomeRow,
     PaymentFile,
-    PaymentRecord,
-    PaymentRow,
     QuarantineRow,
     RefundResultRow,
     RefundRow,
@@ -54,34 +50,6 @@ def _one_of(
 def _chunks(ids: Sequence[_Id]) -> Iterator[Sequence[_Id]]:
     for start in range(0, len(ids), _CHUNK):
         yield ids[start : start + _CHUNK]
-
-
-def load_records(connection: Connection, payment_ids: Iterable[int]) -> dict[int, PaymentRecord]:
-    """Read payments with attempts, outcome and excess; those that do not exist are left out."""
-    records: dict[int, PaymentRecord] = {}
-    for ids in _chunks(sorted(set(payment_ids))):
-        _load_chunk(connection, ids, records)
-    return records
-
-
-def _load_chunk(connection: Connection, ids: Sequence[int], records: dict[int, PaymentRecord]) -> None:
-    def rows(table: Table) -> list[Any]:
-        of_these = _one_of(connection, table.c.payment_id, ids)
-        # Below SQLAlchemy's rows: integers and texts need no conversion.
-        cursor = connection.execute(select(table).where(of_these).order_by(*table.primary_key.columns)).cursor
-        assert cursor is not None, "a SELECT has a cursor until it is closed"
-        found = cursor.fetchall()
-        cursor.close()
-        return list(found)
-
-    for row in map(PaymentRow._make, rows(tables.payment)):
-        records[row.payment_id] = PaymentRecord(row)
-    for attempt in map(ChannelOrderRow._make, rows(tables.channel_order)):
-        records[attempt.payment_id].attempts[attempt.attempt] = attempt
-    for outcome in map(OutcomeRow._make, rows(tables.payment_outcome)):
-        records[outcome.payment_id].outcome = outcome
-    for excess in map(ExcessRow._make, rows(tables.excess_payment)):
-        records[excess.payment_id].excess.append(excess)
 
 
 def find_payment_id(connection: Connection, merchant_id: str, merchant_order_no: str) -> int | None:

@@ -183,6 +183,11 @@ class TaskRow(NamedTuple):
     group_no: int
 
 
+# Asked for each word that is judged on its rows: a call of an enumeration costs a microsecond.
+_STATES = {int(state): state for state in PaymentState}
+_OUTCOMES = {int(outcome): outcome for outcome in NotifyOutcome}
+
+
 class RecordedCapture(NamedTuple):
     """A capture on record, kept or not, with the outcome that it got and the commit that wrote it.
 
@@ -230,7 +235,7 @@ class PaymentRecord:
     @property
     def state(self) -> PaymentState:
         """OPEN until there is an outcome."""
-        return PaymentState.OPEN if self.outcome is None else PaymentState(self.outcome.state)
+        return PaymentState.OPEN if self.outcome is None else _STATES[self.outcome.state]
 
     def captures(self) -> Iterator[RecordedCapture]:
         """Every judged capture on record."""
@@ -238,7 +243,7 @@ class PaymentRecord:
         if kept is not None and kept.state == PaymentState.PAID:
             yield _recorded(kept, NotifyOutcome.ACCEPTED, untrusted=bool(kept.paid_at_untrusted))
         for row in self.excess:
-            yield _recorded(row, NotifyOutcome(row.reason))
+            yield _recorded(row, _OUTCOMES[row.reason])
 
     def is_kept(self, attempt: int, channel_trade_no: str) -> bool:
         """Whether this capture is the one that the payment keeps."""
@@ -247,7 +252,10 @@ class PaymentRecord:
 
     def captured_attempts(self) -> set[int]:
         """The attempts that have a judged capture."""
-        return {capture.attempt for capture in self.captures()}
+        captured = {row.attempt for row in self.excess}
+        if self.outcome is not None and self.outcome.state == PaymentState.PAID:
+            captured.add(self.outcome.attempt)
+        return captured
 
     def captured_mask(self) -> int:
         """The same as bits: attempt n is bit n - 1."""
@@ -259,7 +267,7 @@ class PaymentRecord:
     def note_failure(self, attempt: int, at_ms: int, *, ends: bool) -> None:
         """Note a channel's word that an attempt failed; ``ends``: a live conversation ends by it."""
         row = self.attempts[attempt]
-        if ends and AttemptState(row.state) not in FINALLY_UNPAID:
+        if ends and row.state not in FINALLY_UNPAID:
             row = row._replace(state=AttemptState.FAILED, state_at_ms=at_ms)
         self.attempts[attempt] = row._replace(failed_at_ms=at_ms)
 
@@ -267,9 +275,7 @@ class PaymentRecord:
         """The attempts that are neither finally unpaid nor hold a judged capture, oldest first."""
         captured = self.captured_attempts()
         return [
-            row
-            for row in self.attempts.values()
-            if AttemptState(row.state) not in FINALLY_UNPAID and row.attempt not in captured
+            row for row in self.attempts.values() if row.state not in FINALLY_UNPAID and row.attempt not in captured
         ]
 
 

@@ -5,6 +5,8 @@ errors of its driver mean what. Every statement names the payments that it touch
 keys, and nothing reads rows of many payments and writes in one statement: a database sharded by payment_id runs each.
 """
 
+import functools
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -46,6 +48,11 @@ _EXCESS_IN_RANGE = 500
 
 _FEW_IDS = 64
 """So many are asked for one by one; more are looked at as two ranges."""
+
+_ROWS_A_STATEMENT = (50, 10, 1)
+"""Rows in one insert, as many as there are left for: each statement gives up the interpreter once, and has to get it
+back from the other threads. 50 rows of the widest table stay far below every database's limit on parameters.
+"""
 
 _CONVERSATION_COLUMNS = (
     "state",
@@ -316,5 +323,23 @@ class SqlTransaction:
         )
 
     def _insert(self, statement: str, rows: Sequence[tuple[object, ...]]) -> int:
-        """Insert rows of one table; return how many went in."""
-        return self._connection.exec_driver_sql(statement, list(rows)).rowcount if rows else 0
+        """Insert rows of one table, no two with one key; return how many went in."""
+        inserted = start = 0
+        for size in _ROWS_A_STATEMENT:
+            stop = len(rows) - (len(rows) - start) % size
+            if stop > start:
+                parts = [_flat(rows[place : place + size]) for place in range(start, stop, size)]
+                inserted += self._connection.exec_driver_sql(_of_rows(statement, size), parts).rowcount
+            start = stop
+        return inserted
+
+
+def _flat(rows: Iterable[tuple[object, ...]]) -> tuple[object, ...]:
+    return tuple(value for row in rows for value in row)
+
+
+@functools.cache
+def _of_rows(statement: str, size: int) -> str:
+    """The same insert for so many rows."""
+    head, values, tail = re.fullmatch(r"(.* VALUES )(\([^()]*\))(.*)", statement, re.DOTALL).groups()  # type: ignore[union-attr]
+    return head + ", ".join([values] * size) + tail

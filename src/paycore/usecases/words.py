@@ -10,6 +10,10 @@ from paycore.domain.verdicts import CaptureSource, ChannelResult, NotifyOutcome,
 
 _OUTCOME_MASK = 0xFF
 
+# Asked for each word that is judged on its rows: a call of an enumeration costs a microsecond.
+_RESULTS = {int(result): result for result in ChannelResult}
+_SOURCES = {int(source): source for source in CaptureSource}
+
 # Made once: json.dumps with options builds one anew for each call.
 _HEADERS_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
@@ -27,13 +31,14 @@ def notification_at(batch: Batch, position: int) -> Notification:
         channel=values[0],
         account=values[1],
         channel_order_no=values[2],
-        result=_result(values[3]),
+        # A number that is none goes on as it came, for the door to refuse.
+        result=_RESULTS.get(values[3], cast(ChannelResult, values[3])),
         amount_minor=values[4],
         currency=values[5],
         channel_trade_no=values[6],
         paid_at_ms=values[7],
         received_at_ms=values[8],
-        source=CaptureSource(values[9]),
+        source=_SOURCES[values[9]],
         failure_code=values[10],
         failure_message=values[11],
         raw=values[12],
@@ -45,11 +50,3 @@ def verdict_at(batch: Batch, position: int) -> Verdict:
     """Read the answer to one word of a batch."""
     packed, payment_id, attempt = batch.verdict(position)
     return Verdict(NotifyOutcome(packed & _OUTCOME_MASK), VerdictFlag(packed & ~_OUTCOME_MASK), payment_id, attempt)
-
-
-def _result(number: int) -> ChannelResult:
-    """Read the result; a number that is none goes on as it came, for the door to refuse."""
-    try:
-        return ChannelResult(number)
-    except ValueError:
-        return cast(ChannelResult, number)
