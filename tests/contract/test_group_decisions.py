@@ -16,6 +16,7 @@ from paycore import _wire
 from paycore.domain.decision import ABSENT_MS
 from paycore.domain.notification import Notification
 from paycore.domain.verdicts import ChannelResult, NotifyOutcome
+from paycore.usecases import judge
 from paycore.usecases.words import verdict_at
 from tests.support.clock import ManualClock
 from tests.support.core import AMOUNT_MINOR, VALIDITY_MS, Core, check_money_rules
@@ -142,9 +143,14 @@ def compare(
     assert {row.payment_id for row in fresh["refund"]} <= set(ids)
 
 
+@pytest.mark.parametrize("together", [judge.RARE_TOGETHER, 2], ids=["at_once", "in_parts"])
 @pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
-def test_group_is_decided_as_one_word_after_the_other(desk: Desk, cold: bool) -> None:
-    @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+def test_group_is_decided_as_one_word_after_the_other(
+    desk: Desk, cold: bool, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "RARE_TOGETHER", together)
+
+    @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(groups, min_size=1, max_size=3))
     def check(history: list[list[list[Told]]]) -> None:
         desk.runner.run(decide(desk, history, cold=cold))

@@ -14,7 +14,7 @@ from sqlalchemy import select
 
 from paycore.domain.ids import SLICES
 from paycore.domain.verdicts import AttemptState, CaptureSource, CloseReason, NotifyOutcome, PaymentState, RefundState
-from paycore.store import engine, postgresql_server, tables
+from paycore.store import engine, postgresql_server, records, tables
 from paycore.store import evidence as evidence_store
 from paycore.store.engine import parse_database_url
 from paycore.store.outcomes import PlainOutcomes
@@ -556,6 +556,25 @@ def test_evidence_judged_again_does_not_take_back_when_it_was_seen_last(store: S
     assert (row.last_seen_at_ms, row.arrivals) == (30_000, 2)
 
 
+def test_evidence_that_was_resolved_opens_again_by_a_word_that_may_have_been_counted(
+    store: Store, write: Writing
+) -> None:
+    """Also where another server, whose clock is ahead, has seen it last."""
+
+    def again(row: QuarantineRow) -> None:
+        write(lambda transaction: transaction.put_quarantine([row], maybe_counted=True))
+
+    def read() -> QuarantineRow:
+        (row,) = store.read(lambda connection: evidence_store.by_ids(connection, [evidence().quarantine_id]))
+        return row
+
+    write(lambda transaction: transaction.put_quarantine([evidence(last_seen_at_ms=30_000, is_open=0)]))
+    again(evidence(last_seen_at_ms=29_000))
+    assert (read().is_open, read().last_seen_at_ms, read().arrivals) == (1, 30_000, 2)
+    again(evidence(last_seen_at_ms=29_000))
+    assert read().arrivals == 2
+
+
 def test_evidence_is_resolved_only_as_it_was_read(store: Store, write: Writing) -> None:
     read = evidence()
     write(lambda transaction: transaction.put_quarantine([read]))
@@ -840,3 +859,23 @@ def test_text_that_the_database_cannot_hold_is_refused_for_itself(store: Store, 
             assert record is not None
             assert record.outcome is not None
     assert write(outcomes(paid(2))) == [set()]
+
+
+def test_payment_that_another_commits_while_a_transaction_reads_it_is_not_there_yet(
+    write: Writing, other: Writing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where each statement sees what was committed when it began, its rows turn up one after another."""
+    read_rows = records._rows
+    rivals: list[Meanwhile] = []
+
+    def overtaken(connection: Any, table: Any, ids: Any) -> Any:
+        found = read_rows(connection, table, ids)
+        if not rivals:
+            rivals.append(Meanwhile(other, make(payment(), attempt())))
+            # On SQLite it waits for this transaction, which holds the whole database.
+            rivals[0].is_waiting()
+        return found
+
+    monkeypatch.setattr(records, "_rows", overtaken)
+    assert write(lambda transaction: transaction.load_records([1])) == [{}]
+    assert rivals[0].outcome() in (None, "busy")

@@ -74,3 +74,13 @@ async def test_writer_without_load_commits_a_single_write_at_once(core: Core, mo
     set_gathering(monkeypatch, pause_seconds=FAR_SECONDS, limit_seconds=FAR_SECONDS)
     verdict = await asyncio.wait_for(core.notify(core.word(payment_id)), FAR_SECONDS / 4)
     assert verdict.outcome == NotifyOutcome.ACCEPTED
+
+
+async def test_writer_without_load_commits_a_batch_that_comes_alone_at_once(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [await core.make_payment() for _ in range(3)]
+    set_gathering(monkeypatch, pause_seconds=FAR_SECONDS, limit_seconds=FAR_SECONDS)
+    words = [core.word(payment_id) for payment_id in ids]
+    verdicts = await asyncio.wait_for(core.notify_many(*words), FAR_SECONDS / 4)
+    assert [verdict.outcome for verdict in verdicts] == [NotifyOutcome.ACCEPTED] * 3

@@ -5,6 +5,7 @@ written down, jobs stop between two steps, the writer commits and answers what w
 """
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -33,6 +34,9 @@ from paycore.store.schema import open_store
 BACKLOG_MS = 1_000
 """How often the gauges of what is waiting are read from the database."""
 
+YOUNG_OBJECTS = 10_000
+"""How many new containers make the collector look at the youngest: more than a group of words leaves."""
+
 REFRESH_MS = 250
 """How often a worker writes down its queue's depth and its index's size, for whoever reads the metrics."""
 
@@ -55,6 +59,7 @@ async def serve(settings: Settings, announce: Callable[[Serving], None], tie: Su
         except (StoreUnavailableError, StoreBusyError) as error:
             shown = parse_database_url(settings.db).url
             raise StartRefusedError(f"{shown}: cannot be written now ({error}); try again later") from None
+        keep_for_good()
         tasks = server.run_background(settings, stopping)
         announce(server.serving)
         _log.info("serving", address=server.serving.address, metrics_address=server.serving.metrics_address or None)
@@ -62,6 +67,16 @@ async def serve(settings: Settings, announce: Callable[[Serving], None], tie: Su
         _log.info("stopping", grace_ms=settings.shutdown_grace_ms)
         await _take_down(server.parts, tasks, settings.shutdown_grace_ms)
     _log.info("stopped")
+
+
+def keep_for_good() -> None:
+    """Spare the garbage collector what is there now: a server keeps it until its end.
+
+    Walking through all of it takes tens of milliseconds, in which no call is answered.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS)
 
 
 class _Started(NamedTuple):

@@ -20,6 +20,7 @@ from sqlalchemy import (
     bindparam,
     case,
     literal_column,
+    or_,
     update,
 )
 
@@ -112,7 +113,8 @@ def _quarantine(insert: Callable[[Table], Any], *, unless_counted: bool) -> Any:
             "arrivals": table.c.arrivals + statement.excluded.arrivals,
             "is_open": literal_column("1"),
         },
-        where=newer if unless_counted else None,
+        # What was counted already left the row open.
+        where=or_(newer, table.c.is_open == literal_column("0")) if unless_counted else None,
     )
 
 

@@ -8,8 +8,9 @@ Order of writing: outcomes first; then, from the outcomes that really stand, exc
 in memory that 2 is a duplicate of 1 and then losing 1 to another process would refund the money that was kept.
 """
 
+import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from paycore._dedupe import Index
@@ -27,6 +28,9 @@ from paycore.usecases.words import notification_at
 
 AccountCodes = Callable[[str, str], int]
 """Turns (channel, account) into the account's code in the index; 0 when it is not configured."""
+
+RARE_TOGETHER = 2_000
+"""Words that are judged on their rows between two statements: some 50 ms, far below what ends an idle transaction."""
 
 Piece = tuple[Batch, int, int]
 """Some words of a batch: from start to stop."""
@@ -120,6 +124,18 @@ class GroupJudge:
         judged: list[Judged] = []
         refunds: list[RefundIntent] = []
         quarantined: Counter[int] = Counter()
+        for some in _in_parts(items):
+            self._judge_some(transaction, some, terms, (judged, refunds, quarantined))
+        return judged, refunds, quarantined
+
+    def _judge_some(
+        self,
+        transaction: WriteTransaction,
+        items: list[RareItem],
+        terms: Terms,
+        into: tuple[list[Judged], list[RefundIntent], Counter[int]],
+    ) -> None:
+        judged, refunds, quarantined = into
         while items:
             records = transaction.lock_records({item.order.payment_id for item in items if item.order})
             plan = RarePlan(records, terms, quarantined)
@@ -135,4 +151,24 @@ class GroupJudge:
                     index_payment(self._index, record, self._accounts)
             # A payment that lost has an outcome now, so it cannot lose again: this ends after two rounds.
             items = [item for item in items if item.order and item.order.payment_id in lost]
-        return judged, refunds, quarantined
+
+
+def _in_parts(items: list[RareItem]) -> Iterator[list[RareItem]]:
+    """Divide words, if they are many, so that no part is long in being judged while the database waits.
+
+    Parts are ordered by payment, as the locks have to be, and all words of a payment are in one.
+    """
+    if len(items) <= RARE_TOGETHER:
+        yield items
+        return
+    part: list[RareItem] = []
+    for _, of_payment in itertools.groupby(sorted(items, key=_payment_id), _payment_id):
+        part += of_payment
+        if len(part) >= RARE_TOGETHER:
+            yield part
+            part = []
+    yield part
+
+
+def _payment_id(item: RareItem) -> int:
+    return item.order.payment_id if item.order else 0

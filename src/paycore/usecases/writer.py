@@ -275,12 +275,14 @@ class Writer:
         """Under load, let come what keeps coming: a commit costs about the same whatever it holds.
 
         Without this, the first handler to queue wakes the writer, which takes the interpreter from the handlers that
-        are just about to queue. A single write after a single write waits for nobody.
+        are just about to queue. A single write after a single write waits for nobody, whatever it holds.
         """
         seen = 0 if self._last_size > 1 else 1
         ends_ns = time.perf_counter_ns() + GATHER_LIMIT_NS
-        while seen < self._queued < GATHER_ENOUGH and not self._stopping and time.perf_counter_ns() < ends_ns:
-            seen = self._queued
+        while seen < len(self._queue) and self._queued < GATHER_ENOUGH:
+            if self._stopping or time.perf_counter_ns() >= ends_ns:
+                return
+            seen = len(self._queue)
             time.sleep(GATHER_PAUSE_SECONDS)
 
     def _commit(self, parts: Sequence[_Part], earlier_tries: frozenset[tuple[int, int]] = frozenset()) -> None:
