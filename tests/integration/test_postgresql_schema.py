@@ -176,7 +176,7 @@ def test_old_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SESSION = {
-    "lock_timeout": "1s",
+    "lock_timeout": "1300ms",
     "statement_timeout": "30s",
     "idle_in_transaction_session_timeout": "3s",
     "application_name": "paycore",

@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 
 OLDEST_VERSION = 15
 
-LOCK_TIMEOUT_MS = 1_000
-"""How long a statement waits for a row or a key that another transaction holds."""
+LOCK_TIMEOUT_MS = 1_300
+"""How long a statement waits for a row or a key that another transaction holds.
+
+More than the server's deadlock_timeout, 1 s as it comes: of two groups that wait for each other the server ends one, and
+the other gets on. Were both to give up at the same moment, they would meet again.
+"""
 
 IDLE_IN_TRANSACTION_MS = 3_000
 """After how long the server ends a session that stands still inside a transaction, as a stopped process does.
