@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import Engine
@@ -83,7 +84,7 @@ async def test_server_that_is_told_to_forget_is_refused_under_way_and_goes_on_wh
 
 async def test_durability_is_looked_at_again_once_a_second(own: OwnServer, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_000.0
-    monkeypatch.setattr(postgresql_server.time, "monotonic", lambda: now)
+    monkeypatch.setattr(postgresql_server, "time", SimpleNamespace(monotonic=lambda: now))
     with Core(own.fresh_database(), clock=ManualClock()) as core:
         ids = [await core.make_payment() for _ in range(2)]
         with reloaded(own, fsync="off"):
