@@ -21,7 +21,11 @@ from tests.support.postgres import REPOSITORY, fresh_postgres
 from tests.support.sharded import SPREAD_BY
 
 TEXT = (REPOSITORY / "docs/scaling.md").read_text()
-IDLE_MS = 300
+IDLE_MS, SLOW_SECONDS = 100, 2.0
+SESSIONS = (
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'paycore'"
+    " AND pid <> pg_backend_pid()"
+)
 
 
 def test_every_table_is_distributed_by_the_column_that_leads_its_key_or_named_as_one_that_stays() -> None:
@@ -43,13 +47,14 @@ async def test_copy_takes_every_row_along_however_long_the_old_database_takes(
     with Core(old, clock=ManualClock()) as core:
         await prepare(core, 3)
     (program,) = [block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "move.py" in block]
-    slow = 0
+    idle: list[int] = []
 
     def take_time(connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        nonlocal slow
-        if connection.dialect.name == "sqlite" and "count(" in statement and slow < 2:
-            slow += 1
-            time.sleep(3 * IDLE_MS / 1_000)
+        if connection.dialect.name == "sqlite" and "count(" in statement and not idle:
+            deadline = time.monotonic() + SLOW_SECONDS
+            while (sessions := len(rows(new, SESSIONS))) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            idle.append(sessions)
 
     monkeypatch.setattr(sys, "argv", ["move.py", old, new])
     event.listen(Engine, "before_cursor_execute", take_time)
@@ -57,7 +62,7 @@ async def test_copy_takes_every_row_along_however_long_the_old_database_takes(
         exec(compile(program, "move.py", "exec"), {})
     finally:
         event.remove(Engine, "before_cursor_execute", take_time)
-    assert slow == 2
+    assert idle == [1]
     copied = read_all(new)
     assert copied == read_all(old)
     assert len(copied["payment"]) >= 3
