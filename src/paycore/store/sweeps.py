@@ -21,7 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from paycore.domain.ids import slice_of
-from paycore.domain.verdicts import ChannelResult
+from paycore.domain.verdicts import ChannelResult, NotifyOutcome
 from paycore.store import lookups, sweep_suspects, tables
 from paycore.store.rows import PaymentRecord, RefundResultRow, RefundRow, RefundTryRow
 
@@ -243,7 +243,9 @@ def _load_chunk(connection: Connection, ids: Sequence[int], records_of: RecordsO
         cases[refund.payment_id].refunds.append(refund)
     for one in map(RefundTryRow._make, rows(tables.refund_try)):
         cases[one.payment_id].tries.append(one)
-    is_money = (tables.QUARANTINE_OPEN, evidence.result == ChannelResult.SUCCESS)
+    # A second capture accounts for no first one, which may still have to be judged.
+    is_first = evidence.reason != NotifyOutcome.SECOND_CAPTURE
+    is_money = (tables.QUARANTINE_OPEN, evidence.result == ChannelResult.SUCCESS, is_first)
     for payment_id, attempt in rows(tables.quarantine, evidence.payment_id, evidence.attempt, where=is_money):
         cases[payment_id].evidence.add(attempt)
     for payment_id, kind, attempt in tasks:

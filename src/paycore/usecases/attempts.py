@@ -16,14 +16,15 @@ from paycore.channels.protocol import (
 )
 from paycore.channels.registry import ChannelRegistry
 from paycore.domain.clock import Clock
-from paycore.domain.decision import ABSENT_MS
 from paycore.domain.errors import PreconditionError
 from paycore.domain.ids import format_channel_order_no
 from paycore.domain.notification import Notification, Verdict
-from paycore.domain.verdicts import FINALLY_UNPAID, AttemptState, CaptureSource, ChannelResult, PayMethod
+from paycore.domain.verdicts import FINALLY_UNPAID, AttemptState, CaptureSource, PayMethod
 from paycore.failpoint import failpoint
 from paycore.store.protocol import WriteTransaction
 from paycore.store.rows import ChannelOrderRow, PaymentRecord, PaymentRow
+from paycore.usecases.told import NoteQueriedPaid, words_of
+from paycore.usecases.words import verdict_at
 from paycore.usecases.writer import UnindexedUnit, Writer
 
 NOT_EXIST_MARGIN_MS = 60_000
@@ -110,20 +111,6 @@ class SettleAttempt(UnindexedUnit):
         )
 
 
-class NoteQueriedPaid(UnindexedUnit):
-    """A write unit: the channel said, when asked, that an attempt is paid.
-
-    Written before its captures are judged: whoever looks later can tell money that was heard of and not taken in.
-    """
-
-    def __init__(self, attempt: ChannelOrderRow) -> None:
-        self._payment_id, self._attempt = attempt.payment_id, attempt.attempt
-
-    def apply(self, transaction: WriteTransaction) -> bool:
-        """Return whether it was news."""
-        return transaction.note_queried_paid(self._payment_id, self._attempt)
-
-
 class Conversations:
     """Talks to channels about attempts, and hands on what they say. gate: what calls to a channel must pass."""
 
@@ -149,24 +136,13 @@ class Conversations:
     async def take_captures(
         self, attempt: ChannelOrderRow, captures: Sequence[Capture], source: CaptureSource
     ) -> list[Verdict]:
-        """Put money that the channel told us of through the same decision as a notification."""
-        verdicts = []
-        for capture in captures:
-            paid_at_ms = ABSENT_MS if capture.paid_at_ms is None else capture.paid_at_ms
-            notification = Notification(
-                attempt.channel,
-                attempt.account,
-                format_channel_order_no(attempt.payment_id, attempt.attempt),
-                ChannelResult.SUCCESS,
-                capture.amount_minor,
-                capture.currency,
-                capture.channel_trade_no,
-                paid_at_ms,
-                self._clock.now_ms(),
-                source,
-            )
-            verdicts.append(await self._writer.notify(notification))
-        return verdicts
+        """Put money that the channel told us of through the same decision as a notification, all in one commit."""
+        return await self._judge(words_of(attempt, captures, source, self._clock.now_ms()))
+
+    async def _judge(self, words: Sequence[Notification]) -> list[Verdict]:
+        batch = self._writer.decoder.of_values(words)
+        await self._writer.take(batch)
+        return [verdict_at(batch, position) for position in range(len(words))]
 
     async def ask(self, attempt: ChannelOrderRow) -> Queried:
         """Ask how an attempt stands, and take nothing in. Raises ChannelUnknownError, PreconditionError."""
@@ -184,9 +160,10 @@ class Conversations:
         """
         queried = await self.ask(attempt)
         if queried.captures:
-            await self._writer.run(NoteQueriedPaid(attempt))
+            words = words_of(attempt, queried.captures, CaptureSource.QUERY, self._clock.now_ms())
+            await self._writer.run(NoteQueriedPaid(attempt, words))
             failpoint("conversation.paid_noted")
-            await self.take_captures(attempt, queried.captures, CaptureSource.QUERY)
+            await self._judge(words)
         elif attempt.state in FINALLY_UNPAID:
             # What we called it stands; only money would be news.
             pass

@@ -25,7 +25,7 @@ from paycore.store import evidence, lookups
 from paycore.store.evidence import Glance
 from paycore.store.protocol import Store
 from paycore.store.rows import ChannelOrderRow, PaymentRecord, QuarantineRow
-from paycore.usecases.attempts import Conversations, NoteQueriedPaid
+from paycore.usecases.attempts import Conversations
 from paycore.usecases.confirm import (
     CONFIRMABLE,
     ConfirmExcess,
@@ -36,6 +36,7 @@ from paycore.usecases.confirm import (
 )
 from paycore.usecases.judge import AccountCodes
 from paycore.usecases.refund import RefundIntent
+from paycore.usecases.told import NoteQueriedPaid
 from paycore.usecases.words import verdict_at
 from paycore.usecases.writer import Writer
 
