@@ -6,19 +6,22 @@ import asyncio
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from paycore.channels.protocol import ChannelTraits
 from paycore.domain.verdicts import AttemptState, NotifyOutcome, PaymentState
+from paycore.jobs.gate import ChannelGate
 from paycore.jobs.runner import Pass
 from paycore.jobs.task_job import FIRST_REST_MS
 from paycore.usecases.pay import NextAction
 from paycore.usecases.pay_command import PayCommand
 from tests.support.bank import Street, Town, a_town
-from tests.support.core import AMOUNT_MINOR, VALIDITY_MS, check_money_rules
+from tests.support.core import AMOUNT_MINOR, VALIDITY_MS, change, check_money_rules
 from tests.support.repair import Repair, Watched, left
 
 END = ("END", 1)
 FIVE_MINUTES_MS = 300_000
+LEASE_MS = 5_000
 
 
 @pytest.fixture
@@ -150,6 +153,55 @@ async def test_ender_gives_up_at_the_expiry_of_the_attempt(town: Town, repair: R
     town.clock.advance(VALIDITY_MS + 1)
     assert await repair.run("ender") == [Pass(done=1)]
     assert END not in repair.tasks(payment_id)
+
+
+@pytest.mark.parametrize("turn", ["to_ask", "to_close"])
+async def test_page_that_pay_handed_out_while_the_ender_waited_for_its_turn_stays_open(town: Town, turn: str) -> None:
+    """Its lease, if it had one by then, has ended meanwhile."""
+    command, payment_id = await superseded(town)
+    handed_out = []
+
+    async def wait(_: int) -> None:
+        town.clock.advance(LEASE_MS + 1)
+        handed_out.append(await town.core.pay(command))
+
+    # The gate's first turn is free.
+    gate = ChannelGate(lambda _: ChannelTraits(calls_per_second=1), town.clock, wait)
+    repair = Repair(town.core, lease_ms=LEASE_MS, gate=gate)
+    if turn == "to_ask":
+        async with gate.call("simbank", "bank_a"):
+            pass
+    watched = Watched(town, payment_id)
+    assert await repair.run("ender") == [Pass(put_off=1)]
+    assert [(one.attempt.attempt, one.next_action) for one in handed_out] == [(1, NextAction.REDIRECT)]
+    assert watched.queries == (0 if turn == "to_ask" else 1)
+    assert town.books(payment_id)["state"] == "NOT_PAID"
+    row = (await town.file(payment_id)).record.attempts[1]
+    assert (row.state, row.lease_token) == (AttemptState.OPEN, "")
+
+
+async def test_attempt_whose_turn_to_be_closed_comes_after_its_lease_is_closed_under_another(town: Town) -> None:
+    _, payment_id = await superseded(town)
+
+    async def long_wait(_: int) -> None:
+        town.clock.advance(LEASE_MS + 1)
+
+    gate = ChannelGate(lambda _: ChannelTraits(calls_per_second=1), town.clock, long_wait)
+    assert await Repair(town.core, lease_ms=LEASE_MS, gate=gate).run("ender") == [Pass(done=1)]
+    assert town.books(payment_id)["state"] == "CLOSED"
+
+
+async def test_attempt_that_a_clock_an_hour_ahead_leased_is_ended_and_handed_out_at_once(
+    town: Town, repair: Repair
+) -> None:
+    command, payment_id = await superseded(town)
+    until_ms = town.clock.now_ms() + 3_600_000
+    change(town.core.url, text(f"UPDATE channel_order SET lease_until_ms = {until_ms}, lease_token = 'dead'"))
+    # Nobody waits for the dead: the younger page is handed out, the older one is ended.
+    younger = await town.core.pay(command._replace(account="bank_b"))
+    assert (younger.attempt.attempt, younger.next_action) == (2, NextAction.REDIRECT)
+    assert await repair.run("ender") == [Pass(done=1)]
+    assert town.books(payment_id)["state"] == "CLOSED"
 
 
 async def test_ender_that_died_leaves_a_lease_that_ends(town: Town) -> None:

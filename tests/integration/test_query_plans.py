@@ -10,26 +10,34 @@ from sqlalchemy import Connection, event
 
 from paycore.store import evidence, lookups, refunds, tasks
 from paycore.store.engine import parse_database_url
+from paycore.store.rows import TaskRow
 from paycore.store.schema import migrate
 
+ACCOUNTS = [("bank", "a"), ("bank", "b")]
+
 READS: list[tuple[str, Callable[[Connection], Any], str]] = [
-    ("is a refund due", lambda connection: refunds.due_refund_slices(connection, 1, ()), "ix_refund_try_unfinished"),
+    ("is a refund due", lambda connection: refunds.due_refund_slices(connection, 1), "ix_refund_try_unfinished"),
     ("oldest refund due", lambda connection: refunds.oldest_due_refund_ms(connection, 1), "ix_refund_try_unfinished"),
     ("refunds due", lambda connection: refunds.due_refunds(connection, [3], 1, 10), "ix_refund_try_unfinished"),
     (
-        "refunds due of channels that answer",
-        lambda connection: refunds.due_refunds(connection, [3], 1, 10, ["bank"]),
+        "refunds due of accounts that can be asked about",
+        lambda connection: refunds.due_refunds(connection, [3], 1, 10, ACCOUNTS),
         "ix_refund_try_unfinished",
     ),
     (
-        "is a refund due at a channel that answers",
-        lambda connection: refunds.due_refund_slices(connection, 1, ["bank"]),
+        "is a refund due of an account that can be asked about",
+        lambda connection: refunds.due_refund_slices(connection, 1, ACCOUNTS),
         "ix_refund_try_unfinished",
     ),
     ("old refunds", lambda connection: refunds.untold_refunds(connection, 1, 1, 10), "ix_refund_try_unfinished"),
     ("is a task due", lambda connection: tasks.due_task_slices(connection, 1, 1), "ix_task_due"),
     ("oldest task due", lambda connection: tasks.oldest_due_task_ms(connection, 1, 1), "ix_task_due"),
     ("which tasks are due", lambda connection: tasks.due_tasks(connection, 1, 2, 1, 10), "ix_task_due"),
+    (
+        "which tasks are due behind another",
+        lambda connection: tasks.due_tasks(connection, 1, 2, 1, 10, TaskRow(7, 1, 1, 2, 1, 0, 0, "", 0, 1, 1)),
+        "ix_task_due (kind=? AND slice=? AND next_at_ms>? AND next_at_ms<?)",
+    ),
     (
         "evidence of an age",
         lambda connection: evidence.open_between(connection, evidence.Place(5, "a"), 9, 10),
@@ -73,10 +81,12 @@ def test_frequent_reads_scan_no_table_of_finished_work(tmp_path: Path) -> None:
             assert not line.startswith("SCAN") or "USING" in line or "CONSTANT ROW" in line, line
 
 
-@pytest.mark.parametrize("resting", [(), ("bank",)])
-def test_due_refunds_of_a_share_come_out_of_the_index_in_their_order(tmp_path: Path, resting: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("accounts", [None, ACCOUNTS], ids=["any", "some"])
+def test_due_refunds_of_a_share_come_out_of_the_index_in_their_order(
+    tmp_path: Path, accounts: list[tuple[str, str]] | None
+) -> None:
     """A long backlog is not sorted each time that a few of it are claimed."""
     migrate(f"sqlite:///{tmp_path / 'p.db'}")
-    due = plans(tmp_path / "p.db", lambda connection: refunds.due_refunds(connection, [3], 1, 10, resting))
+    due = plans(tmp_path / "p.db", lambda connection: refunds.due_refunds(connection, [3], 1, 10, accounts))
     assert "ix_refund_try_unfinished" in due
     assert "TEMP B-TREE" not in due

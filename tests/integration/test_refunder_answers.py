@@ -295,7 +295,7 @@ async def test_refund_that_nobody_can_ask_about_needs_attention_too(street: Stre
             await other.refund()
     assert await owed.states() == [(1, ATTENTION)]
     (line,) = [line for line in lines if line["log_level"] == "error"]
-    assert "not configured" in line["why"]
+    assert "not asked" in line["why"]
 
 
 # Many at once

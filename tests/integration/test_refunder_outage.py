@@ -81,15 +81,24 @@ async def test_bank_that_fails_for_a_day_is_asked_now_and_then_and_gets_the_back
     await drains_at_its_pace(town, every)
 
 
+async def run_while_more(town: Town) -> int:
+    """Make passes until none says that more is due; return how many refunds they finished."""
+    done, more = 0, True
+    while more:
+        result = await town.core.refunder.run_once()
+        done, more = done + result.done, result.more
+    return done
+
+
 async def drains_at_its_pace(town: Town, every: list[Owed]) -> None:
     """Let the backlog out, and hold each second of it to the rate, by the bank's own count."""
     town.clock.advance(HOUR_MS)
     seen = [(town.clock.now_ms(), asked(town))]
-    draining = asyncio.create_task(town.core.refunder.run_once())
+    draining = asyncio.create_task(run_while_more(town))
     while not draining.done():
         await asyncio.sleep(0.1)
         seen.append((town.clock.now_ms(), asked(town)))
-    assert (await draining).done == OWED
+    assert await draining == OWED
     burst = CALLS_PER_SECOND // 10 + 1
     for index, (from_ms, from_count) in enumerate(seen):
         for to_ms, to_count in seen[index + 1 :]:
@@ -154,7 +163,7 @@ async def test_bank_that_is_gone_for_a_day_and_comes_back_refunds_everything_onc
             assert town.core.store.backlog().refunds_need_attention == 8
             with bank_process(folder, forwarder_url, "--listen", address) as again, Driver(again.url) as driver:
                 town.clock.advance(HOUR_MS)
-                assert (await town.core.refunder.run_once()).done == 8
+                assert await run_while_more(town) == 8
                 books = driver.http.get("/books", params={"bank": BANK}).json()["banks"][BANK]["orders"]
                 assert [order["kept_minor"] for order in books] == [0] * 8
                 assert [[one["result"] for one in order["refunds"]] for order in books] == [["REFUNDED"]] * 8
@@ -209,6 +218,15 @@ async def test_refund_whose_holder_died_is_taken_over_after_its_lease_whatever_t
     assert list(owed.at_bank().values()) == ["REFUNDED"]
 
 
+async def test_refund_that_a_clock_an_hour_ahead_leased_goes_back_at_once(patient_town: Town) -> None:
+    town = patient_town
+    owed = await owe_one(town)
+    until_ms = town.clock.now_ms() + HOUR_MS + LEASE_MS
+    change(town.core.url, text(f"UPDATE refund_try SET lease_until_ms = {until_ms}, lease_token = 'dead'"))
+    assert (await town.core.refunder.run_once()).done == 1
+    assert list(owed.at_bank().values()) == ["REFUNDED"]
+
+
 async def test_clock_that_runs_an_hour_ahead_takes_the_try_over_and_the_money_goes_back_once(
     street: Street, patient_town: Town
 ) -> None:
@@ -228,6 +246,40 @@ async def test_clock_that_runs_an_hour_ahead_takes_the_try_over_and_the_money_go
     check_money_rules(town.core.snapshot())
 
 
+async def test_refund_that_another_process_took_over_before_its_turn_came_is_not_sent(
+    street: Street, patient_town: Town
+) -> None:
+    """The lease ends between the question and the turn to send."""
+    town = patient_town
+    owed = await owe_one(town)
+    async with a_town(town.core.url, street, timeout_ms=15_000) as other:
+
+        async def taken_over(_: int) -> None:
+            for one in (town, other):
+                one.clock.advance(LEASE_MS + 1)
+            assert (await other.core.refunder.run_once()).done == 1
+
+        gate = ChannelGate(lambda _: ChannelTraits(calls_per_second=1), town.clock, taken_over)
+        before = town.driver.asked(BANK)["refund"]
+        # The gate's first turn, the question, is free; the second has to be waited for.
+        assert (await town.core.a_refunder(gate).run_once())[:2] == (0, 0)
+    assert town.driver.asked(BANK)["refund"] == before + 1
+    assert await owed.states() == [(1, RefundState.REFUNDED)]
+    assert owed.kept_minor() == 0
+
+
+async def test_refund_whose_turn_to_send_comes_late_is_sent_under_a_lease_that_begins_then(patient_town: Town) -> None:
+    town = patient_town
+    owed = await owe_one(town)
+
+    async def long_wait(_: int) -> None:
+        town.clock.advance(10 * LEASE_MS)
+
+    gate = ChannelGate(lambda _: ChannelTraits(calls_per_second=1), town.clock, long_wait)
+    assert (await town.core.a_refunder(gate).run_once()).done == 1
+    assert list(owed.at_bank().values()) == ["REFUNDED"]
+
+
 async def test_refunder_asks_nothing_with_a_lease_that_ended_while_it_waited_for_its_turn(patient_town: Town) -> None:
     town = patient_town
     owed = await owe_one(town)
@@ -236,7 +288,7 @@ async def test_refunder_asks_nothing_with_a_lease_that_ended_while_it_waited_for
         town.clock.advance(LEASE_MS)
 
     gate = ChannelGate(lambda _: ChannelTraits(calls_per_second=1), town.clock, long_wait)
-    async with gate.call("simbank"):
+    async with gate.call("simbank", "bank_b"):
         before = asked(town)
     await town.core.a_refunder(gate).run_once()
     assert asked(town) == before

@@ -130,7 +130,7 @@ async def tell_everything(core: Core, clock: ManualClock) -> None:
     await core.writer.run(Heartbeat())
     for payment_id in (ids[0], ids[8]):
         assert (await core.query.find(ByPaymentId(payment_id))).record.outcome
-    assert core.store.due_refund_slices(clock.now_ms() + 9_000, ["resting"])
+    assert core.store.due_refund_slices(clock.now_ms() + 9_000, core.registry.codes)
     assert core.store.backlog().quarantine_open == 2
     warm(core.store, core.index, core.registry.codes, 1_000)
 

@@ -217,7 +217,7 @@ async def test_two_sweepers_at_once_put_right_once(
     one = two_cores[0]
     ids = [await paid_twice(one, refund=False) for _ in range(12)]
     if not leases:
-        monkeypatch.setattr(type(one.store), "free_slices", lambda _self, _job, slices, _now_ms: list(slices))
+        monkeypatch.setattr(type(one.store), "free_slices", lambda _self, _job, slices, *_: list(slices))
         monkeypatch.setattr("paycore.store.tasks.claim_slices", lambda _c, _i, _job, slices, *_: sorted(slices))
     both = [Sweeps(core, part=3) for core in two_cores]
     await asyncio.gather(*(sweeps.run(passes=3) for sweeps in both))

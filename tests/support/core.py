@@ -259,6 +259,7 @@ class Core:
         return Refunder(
             store=self.store,
             writer=self.writer,
+            accounts=self.registry.codes,
             conversations=self.conversations,
             slices=Slices(self.store, self.writer, self.clock, secrets.token_hex, self._lease_ms),
             gate=gate or ChannelGate(self.registry.traits, self.clock),

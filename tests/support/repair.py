@@ -25,13 +25,21 @@ SLICE_LEASE_MS = 60_000
 class Repair:
     """Each job as one process has it. Two over one core are as two processes, but for the writer."""
 
-    def __init__(self, core: Core, *, lease_ms: int = 60_000, unreachable_ms: int = UNREACHABLE_MS) -> None:
+    def __init__(
+        self,
+        core: Core,
+        *,
+        lease_ms: int = 60_000,
+        unreachable_ms: int = UNREACHABLE_MS,
+        gate: ChannelGate | None = None,
+    ) -> None:
         self.core = core
-        self.gate = ChannelGate(core.registry.traits, core.clock)
+        self.gate = gate or ChannelGate(core.registry.traits, core.clock)
         slices = Slices(core.store, core.writer, core.clock, secrets.token_hex, SLICE_LEASE_MS)
         common: dict[str, Any] = {
             "store": core.store,
             "writer": core.writer,
+            "accounts": core.registry.codes,
             "conversations": core.conversations,
             "schedule": core.schedule,
             "slices": slices,
@@ -41,7 +49,7 @@ class Repair:
             "draw": lambda _: 0,
         }
         patience: dict[str, Any] = {"metrics": core.metrics, "unreachable_ms": unreachable_ms}
-        self.closer = Closer(**common, **patience, accounts=core.registry.code)
+        self.closer = Closer(**common, **patience, codes=core.registry.code)
         self.recoverer = Recoverer(**common, **patience)
         self.ender = Ender(**common, new_token=secrets.token_hex, lease_ms=lease_ms)
         self.jobs: dict[str, Job] = {job.name: job for job in (self.closer, self.recoverer, self.ender)}

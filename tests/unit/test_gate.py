@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from paycore.channels.protocol import ChannelTraits, ChannelUnknownError
+from paycore.channels.protocol import ChannelRestsError, ChannelTraits, ChannelUnknownError
 from paycore.domain.errors import PreconditionError
 from paycore.jobs.backoff import backoff_ms
 from paycore.jobs.gate import (
@@ -15,11 +15,11 @@ from paycore.jobs.gate import (
     LONGEST_REST_MS,
     SILENT_AFTER,
     ChannelGate,
-    ChannelRestsError,
 )
 from tests.support.clock import ManualClock
 
 PER_SECOND = 100
+SHOP = ("bank", "shop")
 
 
 class Door:
@@ -36,8 +36,8 @@ class Door:
         await asyncio.sleep(0)
         self.clock.advance(wait_ms + self.step_ms)
 
-    async def call(self, *, answers: bool = True, takes: int = 1, channel: str = "bank") -> None:
-        async with self.gate.call(channel):
+    async def call(self, *, answers: bool = True, takes: int = 1, channel: str = "bank", account: str = "shop") -> None:
+        async with self.gate.call(channel, account):
             self.passed_at_ms.append(self.clock.now_ms())
             self.inside += 1
             self.most_inside = max(self.most_inside, self.inside)
@@ -54,7 +54,7 @@ class Door:
 
     async def until_rest(self) -> None:
         await self.silent(SILENT_AFTER)
-        assert self.gate.resting("bank")
+        assert self.gate.resting(*SHOP)
 
 
 async def test_gate_lets_no_more_calls_a_second_through_than_the_channel_wants() -> None:
@@ -88,14 +88,52 @@ async def test_gate_holds_no_more_calls_at_once_than_there_are_places() -> None:
 async def test_gate_keeps_channels_apart() -> None:
     door = Door()
     await door.until_rest()
-    assert not door.gate.resting("other")
+    assert not door.gate.resting("other", "shop")
     await door.call(channel="other")
+
+
+async def test_gate_lets_an_account_rest_and_goes_on_with_the_others_of_its_channel() -> None:
+    door = Door()
+    await door.until_rest()
+    assert not door.gate.resting("bank", "another")
+    await door.call(account="another")
+    assert door.gate.silent() == {SHOP}
+    assert door.gate.resting(*SHOP)
+
+
+async def test_gate_holds_all_accounts_of_a_channel_to_one_pace() -> None:
+    door = Door()
+    started_ms = door.clock.now_ms()
+    await asyncio.gather(*(door.call(account=f"shop{number % 3}") for number in range(300)))
+    assert 2_800 <= door.passed_at_ms[-1] - started_ms <= 3_000
+
+
+async def test_gate_whose_account_is_probed_keeps_no_place_from_the_others() -> None:
+    door = Door(per_second=1_000_000, at_once=2)
+    await door.until_rest()
+    door.clock.advance(FIRST_REST_MS)
+    waiting = [asyncio.create_task(door.call(takes=1_000_000)) for _ in range(10)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(door.call(account="another") for _ in range(20)))
+    for call in waiting:
+        call.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_gate_asks_nothing_of_those_that_waited_for_a_turn_while_the_account_fell_silent_and_rested() -> None:
+    door = Door(at_once=1)
+    door.step_ms = FIRST_REST_MS
+    results = await asyncio.gather(*(door.call(answers=False) for _ in range(40)), return_exceptions=True)
+    asked = len(door.passed_at_ms)
+    assert sum(isinstance(result, ChannelRestsError) for result in results) == 40 - asked
+    assert asked == SILENT_AFTER
 
 
 async def test_gate_after_silence_asks_nothing_until_the_rest_is_over() -> None:
     door = Door()
     await door.silent(SILENT_AFTER - 1)
-    assert not door.gate.resting("bank")
+    assert not door.gate.resting(*SHOP)
     await door.silent()
     asked = len(door.passed_at_ms)
     door.clock.advance(FIRST_REST_MS - 1)
@@ -103,20 +141,20 @@ async def test_gate_after_silence_asks_nothing_until_the_rest_is_over() -> None:
         await door.call()
     assert len(door.passed_at_ms) == asked
     door.clock.advance(1)
-    assert not door.gate.resting("bank")
+    assert not door.gate.resting(*SHOP)
     await door.call()
     assert len(door.passed_at_ms) == asked + 1
 
 
 async def test_gate_tells_which_channels_rest_and_that_one_may_be_back() -> None:
     door = Door()
-    assert (door.gate.silent(), door.gate.recovering()) == ([], False)
+    assert (door.gate.silent(), door.gate.recovering()) == (set(), False)
     await door.until_rest()
-    assert (door.gate.silent(), door.gate.recovering()) == (["bank"], False)
+    assert (door.gate.silent(), door.gate.recovering()) == ({SHOP}, False)
     door.clock.advance(FIRST_REST_MS)
-    assert (door.gate.silent(), door.gate.recovering()) == ([], True)
+    assert (door.gate.silent(), door.gate.recovering()) == (set(), True)
     await door.call()
-    assert (door.gate.silent(), door.gate.recovering()) == ([], False)
+    assert (door.gate.silent(), door.gate.recovering()) == (set(), False)
 
 
 async def test_gate_one_answer_between_silences_keeps_the_channel_awake() -> None:
@@ -124,7 +162,7 @@ async def test_gate_one_answer_between_silences_keeps_the_channel_awake() -> Non
     for _ in range(3):
         await door.silent(SILENT_AFTER - 1)
         await door.call()
-    assert not door.gate.resting("bank")
+    assert not door.gate.resting(*SHOP)
 
 
 async def test_gate_rests_twice_as_long_after_each_silent_probe_up_to_a_minute() -> None:
@@ -133,7 +171,7 @@ async def test_gate_rests_twice_as_long_after_each_silent_probe_up_to_a_minute()
     rests = []
     for _ in range(9):
         started_ms = door.clock.now_ms()
-        while door.gate.resting("bank"):
+        while door.gate.resting(*SHOP):
             door.clock.advance(500)
         rests.append(door.clock.now_ms() - started_ms)
         await door.silent()
@@ -159,7 +197,7 @@ async def test_gate_after_a_rest_sends_one_call_ahead_and_the_others_wait_for_it
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert door.inside == 1
-    assert door.gate.resting("bank")
+    assert door.gate.resting(*SHOP)
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert len(door.passed_at_ms) - asked == (20 if answers else 1)
     if not answers:
@@ -180,20 +218,20 @@ async def test_gate_counts_silence_that_a_use_case_wrapped() -> None:
     door = Door()
     for _ in range(SILENT_AFTER):
         with pytest.raises(PreconditionError):
-            async with door.gate.call("bank"):
+            async with door.gate.call(*SHOP):
                 raise PreconditionError("UNKNOWN", "wrapped") from ChannelUnknownError("no answer")
-    assert door.gate.resting("bank")
+    assert door.gate.resting(*SHOP)
 
 
 async def test_gate_neither_counts_other_errors_as_silence_nor_as_answers() -> None:
     door = Door()
     await door.silent(SILENT_AFTER - 1)
     with pytest.raises(PreconditionError):
-        async with door.gate.call("bank"):
+        async with door.gate.call(*SHOP):
             raise PreconditionError("OTHER", "nothing to do with the channel")
-    assert not door.gate.resting("bank")
+    assert not door.gate.resting(*SHOP)
     await door.silent()
-    assert door.gate.resting("bank")
+    assert door.gate.resting(*SHOP)
 
 
 async def test_gate_whose_probe_is_cancelled_sends_another() -> None:
@@ -207,7 +245,7 @@ async def test_gate_whose_probe_is_cancelled_sends_another() -> None:
     with pytest.raises(asyncio.CancelledError):
         await probe
     await door.call()
-    assert not door.gate.resting("bank")
+    assert not door.gate.resting(*SHOP)
 
 
 @pytest.mark.parametrize("jump_ms", [3_600_000, -3_600_000])
@@ -215,7 +253,7 @@ async def test_gate_rest_outlasts_no_jump_of_the_clock(jump_ms: int) -> None:
     door = Door()
     await door.until_rest()
     door.clock.advance(jump_ms)
-    assert not door.gate.resting("bank")
+    assert not door.gate.resting(*SHOP)
     await door.call()
 
 

@@ -12,7 +12,7 @@ from paycore.jobs.backoff import Draw
 from paycore.jobs.closer import Closer
 from paycore.jobs.ender import Ender
 from paycore.jobs.examiner import Examiner
-from paycore.jobs.gate import ChannelGate
+from paycore.jobs.gate import Account, ChannelGate
 from paycore.jobs.recoverer import Recoverer
 from paycore.jobs.refunder import Refunder, RefundLimits
 from paycore.jobs.runner import Job
@@ -35,6 +35,7 @@ class _Common(TypedDict):
 
     store: Store
     writer: Writer
+    accounts: Collection[Account]
     conversations: Conversations
     schedule: Schedule
     slices: Slices
@@ -129,6 +130,7 @@ def _refunder(settings: Settings, core: Core, gate: ChannelGate, slices: Slices)
     return Refunder(
         store=core.store,
         writer=core.writer,
+        accounts=core.registry.codes,
         conversations=core.conversations,
         slices=slices,
         gate=gate,
@@ -150,6 +152,7 @@ def _about_attempts(
     common: _Common = {
         "store": core.store,
         "writer": core.writer,
+        "accounts": core.registry.codes,
         "conversations": core.conversations,
         "schedule": Schedule(core.registry.traits, settings.late_grace_ms),
         "slices": slices,
@@ -162,7 +165,7 @@ def _about_attempts(
         "unreachable_ms": settings.close_unreachable_seconds * 1_000,
     }
     return (
-        Closer(**common, **patience, accounts=core.registry.code),
+        Closer(**common, **patience, codes=core.registry.code),
         Recoverer(**common, **patience),
         Ender(**common, new_token=new_token, lease_ms=core.lease_ms + settings.channel_timeout_ms),
     )

@@ -15,6 +15,15 @@ class ChannelUnknownError(Exception):
     """No usable answer: timeout, broken connection, 5xx, or nonsense. What the channel did is unknown."""
 
 
+class ChannelRestsError(ChannelUnknownError):
+    """The channel was not asked: it has not answered about this account lately. The work stays as due as it was."""
+
+
+def was_asked(error: Exception) -> bool:
+    """Whether an error that tells of no final word comes from a channel that was asked; False where it rested."""
+    return not isinstance(error, ChannelRestsError) and not isinstance(error.__cause__, ChannelRestsError)
+
+
 class ChannelOrder(NamedTuple):
     """What is asked of a channel. expire_at_ms: absolute, sent identically each time."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from paycore.domain.leases import lease_holds
 from paycore.domain.verdicts import FINALLY_UNPAID, AttemptState
 from paycore.store.protocol import WriteTransaction
 from paycore.store.rows import ChannelOrderRow, PaymentRecord, TaskRow
@@ -53,9 +54,9 @@ class MoveTask(UnindexedUnit):
 
 
 class ClaimEnd(UnindexedUnit):
-    """Leases an attempt that is to be ended, so that Pay hands its page out to nobody meanwhile.
+    """Leases an attempt that is to be ended, or does so for longer, so that Pay hands its page to nobody meanwhile.
 
-    Returns the attempt as it was before; None where it need not be ended any more, or somebody else talks about it.
+    Returns whether it is ours; not where it need not be ended any more, or somebody else talks about it.
     """
 
     def __init__(self, attempt: ChannelOrderRow, *, lease_token: str, lease_ms: int) -> None:
@@ -63,15 +64,16 @@ class ClaimEnd(UnindexedUnit):
         self._lease_token = lease_token
         self._lease_ms = lease_ms
 
-    def apply(self, transaction: WriteTransaction) -> ChannelOrderRow | None:
+    def apply(self, transaction: WriteTransaction) -> bool:
         """Take the lease. Pay takes an attempt up again under the same lock, so one of the two sees the other."""
         now_ms = transaction.stamp.recorded_at_ms
         row = transaction.lock_records([self._payment_id])[self._payment_id].attempts[self._attempt]
-        if row.superseded_at_ms is None or AttemptState(row.state) in FINALLY_UNPAID or row.lease_until_ms > now_ms:
-            return None
+        if row.superseded_at_ms is None or AttemptState(row.state) in FINALLY_UNPAID:
+            return False
+        if row.lease_token != self._lease_token and lease_holds(row.lease_until_ms, now_ms):
+            return False
         leased = row._replace(lease_until_ms=now_ms + self._lease_ms, lease_token=self._lease_token)
-        transaction.update_channel_order(leased, expected=(AttemptState(row.state),))
-        return row
+        return transaction.update_channel_order(leased, expected=(AttemptState(row.state),))
 
 
 class ReleaseEnd(UnindexedUnit):

@@ -4,11 +4,14 @@ Money that turns up while it asks goes through the decision like a notification.
 payment stays open, and is come back to; past a limit it is closed as UNREACHABLE, and a success after that goes back.
 """
 
+from collections.abc import Collection
+
+from paycore.channels.protocol import was_asked
 from paycore.domain.clock import Clock
 from paycore.domain.errors import PreconditionError
 from paycore.domain.verdicts import CloseReason, PaymentState, TaskKind
 from paycore.jobs.backoff import Draw
-from paycore.jobs.gate import ChannelGate
+from paycore.jobs.gate import Account, ChannelGate
 from paycore.jobs.slices import Slices
 from paycore.jobs.task_job import DONE, Step, TaskJob
 from paycore.metrics import Metrics
@@ -36,7 +39,8 @@ class Closer(TaskJob):
         store: Store,
         writer: Writer,
         conversations: Conversations,
-        accounts: AccountCodes,
+        codes: AccountCodes,
+        accounts: Collection[Account],
         schedule: Schedule,
         slices: Slices,
         gate: ChannelGate,
@@ -45,8 +49,10 @@ class Closer(TaskJob):
         draw: Draw,
         unreachable_ms: int,
     ) -> None:
-        super().__init__(store=store, writer=writer, slices=slices, gate=gate, clock=clock, draw=draw)
-        self._close = Close(store, writer, conversations.behind(gate.call), accounts)
+        super().__init__(
+            store=store, writer=writer, accounts=accounts, slices=slices, gate=gate, clock=clock, draw=draw
+        )
+        self._close = Close(store, writer, conversations.behind(gate.call), codes)
         self._schedule = schedule
         self._metrics = metrics
         self._unreachable_ms = unreachable_ms
@@ -54,11 +60,8 @@ class Closer(TaskJob):
     def _is_finished(self, task: TaskRow, record: PaymentRecord | None) -> bool:
         return record is None or record.outcome is not None
 
-    def _channels(self, task: TaskRow, record: PaymentRecord) -> set[str]:
-        if self._is_past_waiting(record):
-            # The last try is made whatever the channel does: nobody waits any longer.
-            return set()
-        return {row.channel for row in record.live_attempts()}
+    def _asks(self, task: TaskRow, record: PaymentRecord) -> set[Account]:
+        return {(row.channel, row.account) for row in record.live_attempts()}
 
     async def _look(self, task: TaskRow, record: PaymentRecord) -> Step:
         close_at_ms = self._schedule.close_at_ms(record.payment)
@@ -68,7 +71,8 @@ class Closer(TaskJob):
         try:
             closed = await self._close.close_payment(task.payment_id, CloseReason.EXPIRED)
         except PreconditionError as unknown:
-            if not self._is_past_waiting(record):
+            # Given up only where each channel was really asked: what rests now may answer in a minute.
+            if not was_asked(unknown) or not self._is_past_waiting(record):
                 raise
             closed = await self._close.give_up(task.payment_id)
             self._count_given_up(closed, unknown)

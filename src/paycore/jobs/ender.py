@@ -3,7 +3,8 @@
 Not before the age from which on a channel wants to be asked to close. What Pay has taken up again is left alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 
 from paycore.domain.clock import Clock
 from paycore.domain.errors import PreconditionError
@@ -11,18 +12,21 @@ from paycore.domain.verdicts import FINALLY_UNPAID, AttemptState, TaskKind
 from paycore.failpoint import failpoint
 from paycore.jobs.attempt_units import ClaimEnd, DropFinished, ReleaseEnd
 from paycore.jobs.backoff import Draw
-from paycore.jobs.gate import ChannelGate
+from paycore.jobs.gate import Account, ChannelGate
 from paycore.jobs.slices import Slices
 from paycore.jobs.task_job import DONE, Step, TaskJob
 from paycore.store.protocol import Store
-from paycore.store.rows import PaymentRecord, TaskRow
-from paycore.usecases.attempts import Conversations
+from paycore.store.rows import ChannelOrderRow, PaymentRecord, TaskRow
+from paycore.usecases.attempts import Conversations, Gate
 from paycore.usecases.tasks import Schedule
 from paycore.usecases.writer import Writer
 
 
 class Ender(TaskJob):
-    """Works off the tasks of kind END. lease_ms must outlast three channel calls; ``new_token`` names each end."""
+    """Works off the tasks of kind END.
+
+    lease_ms must outlast a channel call and what is written after it; ``new_token`` names each end.
+    """
 
     name = "ender"
     kind = TaskKind.END
@@ -32,6 +36,7 @@ class Ender(TaskJob):
         *,
         store: Store,
         writer: Writer,
+        accounts: Collection[Account],
         conversations: Conversations,
         schedule: Schedule,
         slices: Slices,
@@ -41,8 +46,10 @@ class Ender(TaskJob):
         draw: Draw,
         lease_ms: int,
     ) -> None:
-        super().__init__(store=store, writer=writer, slices=slices, gate=gate, clock=clock, draw=draw)
-        self._conversations = conversations.behind(gate.call)
+        super().__init__(
+            store=store, writer=writer, accounts=accounts, slices=slices, gate=gate, clock=clock, draw=draw
+        )
+        self._conversations = conversations
         self._schedule = schedule
         self._new_token = new_token
         self._lease_ms = lease_ms
@@ -60,24 +67,39 @@ class Ender(TaskJob):
         # What was taken up again may be given up again meanwhile: the payment is held while that is looked at.
         await self._writer.run(DropFinished(tasks, self._is_finished))
 
-    def _channels(self, task: TaskRow, record: PaymentRecord) -> set[str]:
-        return {record.attempts[task.attempt].channel}
+    def _asks(self, task: TaskRow, record: PaymentRecord) -> set[Account]:
+        attempt = record.attempts[task.attempt]
+        return {(attempt.channel, attempt.account)}
 
     async def _look(self, task: TaskRow, record: PaymentRecord) -> Step:
         attempt = record.attempts[task.attempt]
         not_before_ms = self._schedule.end_at_ms(attempt)
         if self._clock.now_ms() < not_before_ms:
             return Step(not_before_ms)
-        failpoint("ender.before_lease")
         token = self._new_token()
-        leased = await self._writer.run(ClaimEnd(attempt, lease_token=token, lease_ms=self._lease_ms))
-        if leased is None:
-            return self._rest(task, "somebody else talks about it, or it need not be ended any more")
-        failpoint("ender.leased")
         try:
-            await self._conversations.end(leased)
+            await self._conversations.behind(self._leasing(attempt, token)).end(attempt)
         except PreconditionError:
             # Whoever pays meanwhile is not kept from the page.
             await self._writer.run(ReleaseEnd(attempt, lease_token=token))
             raise
         return DONE
+
+    def _leasing(self, attempt: ChannelOrderRow, token: str) -> Gate:
+        """A gate behind which the attempt is leased before each call, however long the call had to wait for its turn.
+
+        Between two calls the lease may end, and Pay may hand the page out again: then the next call is not made.
+        """
+
+        @asynccontextmanager
+        async def call(channel: str, account: str) -> AsyncIterator[None]:
+            async with self._gate.call(channel, account):
+                failpoint("ender.before_lease")
+                if not await self._writer.run(ClaimEnd(attempt, lease_token=token, lease_ms=self._lease_ms)):
+                    raise PreconditionError(
+                        "ATTEMPT_TAKEN", "somebody else talks about it, or it need not be ended any more"
+                    )
+                failpoint("ender.leased")
+                yield
+
+        return call

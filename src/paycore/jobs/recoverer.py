@@ -6,11 +6,13 @@ unpaid there is closed there. A success then is judged like any other: late or s
 """
 
 import asyncio
+from collections.abc import Collection
 
+from paycore.channels.protocol import was_asked
 from paycore.domain.clock import Clock
 from paycore.domain.verdicts import FINALLY_UNPAID, AttemptState, TaskKind
 from paycore.jobs.backoff import Draw
-from paycore.jobs.gate import ChannelGate
+from paycore.jobs.gate import Account, ChannelGate
 from paycore.jobs.slices import Slices
 from paycore.jobs.task_job import DONE, Step, TaskJob
 from paycore.metrics import Metrics
@@ -35,6 +37,7 @@ class Recoverer(TaskJob):
         *,
         store: Store,
         writer: Writer,
+        accounts: Collection[Account],
         conversations: Conversations,
         schedule: Schedule,
         slices: Slices,
@@ -44,7 +47,9 @@ class Recoverer(TaskJob):
         draw: Draw,
         unreachable_ms: int,
     ) -> None:
-        super().__init__(store=store, writer=writer, slices=slices, gate=gate, clock=clock, draw=draw)
+        super().__init__(
+            store=store, writer=writer, accounts=accounts, slices=slices, gate=gate, clock=clock, draw=draw
+        )
         self._conversations = conversations.behind(gate.call)
         self._schedule = schedule
         self._metrics = metrics
@@ -53,9 +58,9 @@ class Recoverer(TaskJob):
     def _is_finished(self, task: TaskRow, record: PaymentRecord | None) -> bool:
         return record is None or task.attempt not in record.attempts or task.attempt in record.captured_attempts()
 
-    def _channels(self, task: TaskRow, record: PaymentRecord) -> set[str]:
+    def _asks(self, task: TaskRow, record: PaymentRecord) -> set[Account]:
         attempt = record.attempts[task.attempt]
-        return set() if self._only_waits(attempt) else {attempt.channel}
+        return set() if self._only_waits(attempt) else {(attempt.channel, attempt.account)}
 
     async def _look(self, task: TaskRow, record: PaymentRecord) -> Step:
         attempt = record.attempts[task.attempt]
@@ -80,9 +85,10 @@ class Recoverer(TaskJob):
         ended = AttemptState(attempt.state) in FINALLY_UNPAID
         return ended and self._clock.now_ms() < self._schedule.last_look_at_ms(attempt)
 
-    def _without_word(self, task: TaskRow, record: PaymentRecord, why: str) -> Step:
-        attempt = record.attempts[task.attempt]
-        if self._clock.now_ms() <= attempt.expire_at_ms + self._unreachable_ms:
+    def _without_word(self, task: TaskRow, record: PaymentRecord, unknown: Exception) -> Step:
+        attempt, why = record.attempts[task.attempt], str(unknown)
+        # Given up only where the channel was really asked: one that rests now may answer in a minute.
+        if not was_asked(unknown) or self._clock.now_ms() <= attempt.expire_at_ms + self._unreachable_ms:
             return self._rest(task, why)
         self._metrics.attempts_given_up.labels(attempt.channel).inc()
         _log.warning("attempt_given_up", payment_id=task.payment_id, attempt=task.attempt, why=why)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from paycore.domain.ids import MAX_REFUND_TRIES
 from paycore.domain.verdicts import REFUND_FINAL, RefundState
+from paycore.jobs.gate import Account
 from paycore.store import refunds
 from paycore.store.protocol import DueRefund, WriteTransaction
 from paycore.store.rows import RefundResultRow, RefundTryRow
@@ -16,20 +17,20 @@ class ClaimDue(UnindexedUnit):
     """Leases tries of one share that were due at a time, so that no other process sends them meanwhile."""
 
     def __init__(
-        self, slice_: int, due_ms: int, *, lease_token: str, lease_ms: int, limit: int, resting: Collection[str]
+        self, slice_: int, due_ms: int, *, lease_token: str, lease_ms: int, limit: int, accounts: Collection[Account]
     ) -> None:
         self._slice = slice_
         self._due_ms = due_ms
         self._lease_token = lease_token
         self._lease_ms = lease_ms
         self._limit = limit
-        self._resting = resting
+        self._accounts = accounts
 
     def apply(self, transaction: WriteTransaction) -> list[DueRefund]:
         """Return what is ours to send until the lease ends."""
         until_ms = transaction.stamp.recorded_at_ms + self._lease_ms
         return transaction.claim_refunds(
-            [self._slice], self._due_ms, until_ms, self._lease_token, self._limit, self._resting
+            [self._slice], self._due_ms, until_ms, self._lease_token, self._limit, self._accounts
         )
 
 
@@ -79,13 +80,13 @@ class Progress(NamedTuple):
 class RecordProgress(UnindexedUnit):
     """Writes how a try stands, where its lease is still held; a final word is written as a fact.
 
-    Only a final refusal makes the next number (R6). ``keep_lease``: the try goes on being ours.
+    Only a final refusal makes the next number (R6). lease_ms: how long the try is ours from now on; 0: no longer.
     """
 
-    def __init__(self, due: DueRefund, progress: Progress, *, keep_lease: bool = False) -> None:
+    def __init__(self, due: DueRefund, progress: Progress, *, lease_ms: int = 0) -> None:
         self._due = due
         self._progress = progress
-        self._keep_lease = keep_lease
+        self._lease_ms = lease_ms
 
     def apply(self, transaction: WriteTransaction) -> bool:
         """Return whether the lease was still ours; where it was not, nothing is written."""
@@ -103,8 +104,8 @@ class RecordProgress(UnindexedUnit):
             state_at_ms=now_ms,
             asks=progress.asks,
             next_at_ms=now_ms + progress.delay_ms,
-            lease_until_ms=last_try.lease_until_ms if self._keep_lease else 0,
-            lease_token=last_try.lease_token if self._keep_lease else "",
+            lease_until_ms=now_ms + self._lease_ms if self._lease_ms else 0,
+            lease_token=last_try.lease_token if self._lease_ms else "",
             last_error=self._error(),
         )
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from paycore.channels.protocol import (
     Channel,
+    ChannelRestsError,
     ChannelUnknownError,
     RefundAnswer,
     Refunded,
@@ -24,10 +25,11 @@ from paycore.channels.protocol import (
 from paycore.domain.clock import Clock
 from paycore.domain.errors import PreconditionError, StoreUnavailableError, ThrottledError
 from paycore.domain.ids import MAX_REFUND_TRIES, format_channel_order_no
+from paycore.domain.leases import lease_holds
 from paycore.domain.verdicts import REFUND_DONE, NotifyOutcome, RefundState
 from paycore.failpoint import failpoint
 from paycore.jobs.backoff import Draw, backoff_ms
-from paycore.jobs.gate import ChannelGate, ChannelRestsError
+from paycore.jobs.gate import Account, ChannelGate
 from paycore.jobs.refund_units import ClaimDue, Progress, RaiseAttention, RecordProgress, ReleaseTries
 from paycore.jobs.runner import Pass, Tell, tell_nobody
 from paycore.jobs.slices import Held, Slices
@@ -81,7 +83,8 @@ class _Tally:
 
 
 class Refunder:
-    """One pass at a time. ``draw`` makes the jitter of waits."""
+    """One pass at a time. accounts: those that this process can ask about; what is owed by others is left to processes
+    that can. ``draw`` makes the jitter of waits."""
 
     name = "refunder"
 
@@ -90,6 +93,7 @@ class Refunder:
         *,
         store: Store,
         writer: Writer,
+        accounts: Collection[Account],
         conversations: Conversations,
         slices: Slices,
         gate: ChannelGate,
@@ -100,6 +104,7 @@ class Refunder:
     ) -> None:
         self._store = store
         self._writer = writer
+        self._accounts = accounts
         self._conversations = conversations
         self._slices = slices
         self._gate = gate
@@ -133,17 +138,21 @@ class Refunder:
         return more
 
     async def _due_slices(self, due_ms: int, worked: Collection[int]) -> list[int]:
-        due = await asyncio.to_thread(self._store.due_refund_slices, due_ms, self._gate.silent())
+        due = await asyncio.to_thread(self._store.due_refund_slices, due_ms, self._awake())
         return [slice_ for slice_ in due if slice_ not in worked]
+
+    def _awake(self) -> set[Account]:
+        return {*self._accounts} - self._gate.silent()
 
     async def _work(self, held: Held, due_ms: int, tally: _Tally) -> bool:
         """Work on some tries at a time until the shares that are held have none left; return whether they have none."""
-        left: deque[int] = deque(held.slices)
+        left, left_out = deque(held.slices), set[Account]()
         under_way: set[asyncio.Task[DueRefund | None]] = set()
         untouched: list[DueRefund] = []
         try:
             while left or under_way:
                 while left and held.lasts() and (room := self._room(len(under_way))):
+                    left_out |= self._gate.silent()
                     claimed = await self._claim(left[0], due_ms, held.token, room)
                     tally.found(len(claimed))
                     under_way.update(asyncio.create_task(self._advance(due, tally)) for due in claimed)
@@ -160,22 +169,24 @@ class Refunder:
             await asyncio.gather(*under_way, return_exceptions=True)
         if untouched:
             await self._writer.run(ReleaseTries(untouched))
-        return not left
+        # What was left out may answer again by now.
+        return not left and left_out <= self._gate.silent()
 
     def _room(self, under_way: int) -> int:
-        """How many tries may be claimed now; a channel that may be back is asked about one of them first."""
+        """How many tries may be claimed now; an account that may be back is asked about one of them first."""
         if self._gate.recovering():
-            return 0 if under_way else 1
+            return int(under_way < IN_FLIGHT)
         return IN_FLIGHT - under_way if 2 * under_way <= IN_FLIGHT else 0
 
-    async def _claim(self, slice_: int, due_ms: int, token: str, room: int) -> Sequence[DueRefund]:
+    async def _claim(self, slice_: int, begun_ms: int, token: str, room: int) -> Sequence[DueRefund]:
         claim = ClaimDue(
             slice_,
-            due_ms,
+            # Where the clock was set back meanwhile, what this pass moves lies before the time at which it began.
+            min(begun_ms, self._clock.now_ms()),
             lease_token=token,
             lease_ms=self._limits.lease_ms,
             limit=room,
-            resting=self._gate.silent(),
+            accounts=self._awake(),
         )
         claimed = await self._writer.run(claim)
         failpoint("refunder.claimed")
@@ -221,31 +232,35 @@ class Refunder:
         """
         channel = self._conversations.channel(due.attempt)
         order = _refund_order(due)
-        async with self._gate.call(due.attempt.channel):
+        async with self._gate.call(due.attempt.channel, due.attempt.account):
             # The turn may have come late: whoever holds the try by now asks for itself.
-            if self._clock.now_ms() >= due.last_try.lease_until_ms:
+            if not lease_holds(due.last_try.lease_until_ms, self._clock.now_ms()):
                 return None
             known = await channel.query_refund(order)
         if known.answer != RefundAnswer.NOT_EXIST:
             return known
-        # Written before it is sent: from here on the answer may be lost, and the number never changes without one.
-        # Whether a person is to be told is left to the answer, so that being told is written with it.
+        async with self._gate.call(due.attempt.channel, due.attempt.account):
+            # This turn may have come late too: the lease is renewed, if the try is still ours.
+            if not await self._is_noted(due):
+                return None
+            return await self._send(channel, order)
+
+    async def _is_noted(self, due: DueRefund) -> bool:
+        """Write that it is being sent, before it is; return False where somebody else has taken the try over.
+
+        From here on the answer may be lost, and the number never changes without one. Whether a person is to be told is
+        left to the answer, so that being told is written with it.
+        """
         told = due.last_try.state == RefundState.NEEDS_ATTENTION
         state = RefundState.NEEDS_ATTENTION if told else RefundState.UNKNOWN
         sending = Progress(state, due.last_try.asks + 1, self._delay_ms(due, attention=told), "", "being sent")
-        if not await self._writer.run(RecordProgress(due, sending, keep_lease=True)):
-            return None
-        return await self._send(due, channel, order)
+        return await self._writer.run(RecordProgress(due, sending, lease_ms=self._limits.lease_ms))
 
-    async def _send(self, due: DueRefund, channel: Channel, order: RefundOrder) -> Refunded:
-        try:
-            async with self._gate.call(due.attempt.channel):
-                failpoint("refunder.before_send")
-                answer = await channel.refund(order)
-                failpoint("refunder.after_send")
-                return answer
-        except ChannelRestsError as rests:
-            raise ChannelUnknownError(str(rests)) from None
+    async def _send(self, channel: Channel, order: RefundOrder) -> Refunded:
+        failpoint("refunder.before_send")
+        answer = await channel.refund(order)
+        failpoint("refunder.after_send")
+        return answer
 
     def _progress(self, due: DueRefund, answer: Refunded) -> Progress:
         match answer.answer:
@@ -337,7 +352,11 @@ class Refunder:
             marked = await self._writer.run(RaiseAttention(old))
             for due in marked:
                 self._count(due.refund.reason, RefundState.NEEDS_ATTENTION)
-                self._tell_a_person(due, due.last_try.last_error or "the channel was not asked yet")
+                self._tell_a_person(
+                    due,
+                    due.last_try.last_error
+                    or "the channel was not asked yet: it rests, or no process knows the account",
+                )
             if not marked:
                 break
 

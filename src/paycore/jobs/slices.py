@@ -5,6 +5,7 @@ on the same payment: every write of a job is conditional on what was read, or ha
 """
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -38,15 +39,19 @@ class _Release(UnindexedUnit):
 class Held:
     """The shares that a pass has taken, for as long as its lease lasts. ``token`` names the pass uniquely."""
 
-    def __init__(self, slices: Sequence[int], token: str, clock: Clock, until_ms: int) -> None:
+    def __init__(self, slices: Sequence[int], token: str, clock: Clock, began_ms: int, lasts_ms: int) -> None:
         self.slices = slices
         self.token = token
         self._clock = clock
-        self._until_ms = until_ms
+        self._began_ms = began_ms
+        self._lasts_ms = lasts_ms
 
     def lasts(self) -> bool:
-        """Whether enough of the lease is left to begin another piece of work."""
-        return self._clock.now_ms() < self._until_ms
+        """Whether enough of the lease is left to begin another piece of work.
+
+        Not where the clock was set back: nobody knows then how much of it has passed.
+        """
+        return 0 <= self._clock.now_ms() - self._began_ms < self._lasts_ms
 
 
 class Slices:
@@ -66,11 +71,11 @@ class Slices:
         Raises StoreUnavailableError, ThrottledError.
         """
         token = self._new_token()
+        began_ms = self._clock.now_ms()
         held = await self._claim(job, wanted, most, token)
-        # Begun before the lease was written, and with a part of it kept back for the piece that runs when it ends.
-        until_ms = self._clock.now_ms() + self._lease_ms // 2
         try:
-            yield Held(held, token, self._clock, until_ms)
+            # A part of the lease is kept back for the piece that runs when it ends.
+            yield Held(held, token, self._clock, began_ms, self._lease_ms // 2)
         finally:
             if held:
                 await self._writer.run(_Release(job, held, token))
@@ -79,11 +84,12 @@ class Slices:
         if not wanted:
             return []
         # Asked by a reader first: the writer is troubled only where there is something to take.
-        free = await asyncio.to_thread(self._store.free_slices, job, list(wanted), self._clock.now_ms())
+        now_ms = self._clock.now_ms()
+        free = await asyncio.to_thread(self._store.free_slices, job, list(wanted), now_ms, now_ms + self._lease_ms)
         if not free:
             return []
         # From a place of its own, so that processes that begin together do not want the same shares.
-        start = int.from_bytes(token.encode()) % SLICES
+        start = zlib.crc32(token.encode()) % SLICES
         from_there = sorted(free, key=lambda slice_: (slice_ - start) % SLICES)[:most]
         held = await self._writer.run(_Claim(job, from_there, self._lease_ms, token))
         failpoint("slices.claimed")

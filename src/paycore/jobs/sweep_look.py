@@ -156,7 +156,7 @@ class Looker:
         False where money was judged; None where there was no usable answer.
         """
         attempt = finding.attempt
-        if self._gate.resting(attempt.channel):
+        if self._gate.resting(attempt.channel, attempt.account):
             return None
         try:
             queried = await self._conversations.query(attempt)

@@ -204,11 +204,11 @@ class WriteTransaction(Protocol):
         lease_until_ms: int,
         lease_token: str,
         limit: int,
-        resting: Collection[str] = (),
+        accounts: Collection[tuple[str, str]] | None = None,
     ) -> list[DueRefund]:
         """Lease the tries of these shares that are due, longest due first, so that nobody else sends them meanwhile.
 
-        resting: channels whose refunds are left alone.
+        accounts: of which channel and account; None: of any.
         """
         ...
 
@@ -288,8 +288,8 @@ class Store(Protocol):
         """Read everything about one payment, as of one commit."""
         ...
 
-    def due_refund_slices(self, now_ms: int, resting: Collection[str] = ()) -> list[int]:
-        """The shares that have a refund try which is due, leased by nobody and at no resting channel."""
+    def due_refund_slices(self, now_ms: int, accounts: Collection[tuple[str, str]] | None = None) -> list[int]:
+        """The shares that have a refund try which is due, leased by nobody and at one of these accounts (None: any)."""
         ...
 
     def oldest_due_refund_ms(self, now_ms: int) -> int | None:
@@ -300,16 +300,16 @@ class Store(Protocol):
         """The shares that have a task of a kind that is due. kind: a TaskKind."""
         ...
 
-    def due_tasks(self, kind: int, slice_: int, now_ms: int, limit: int) -> list[TaskRow]:
-        """Tasks of one kind and share that are due, longest due first."""
+    def due_tasks(self, kind: int, slice_: int, now_ms: int, limit: int, after: TaskRow | None = None) -> list[TaskRow]:
+        """Tasks of one kind and share that are due, longest due first; those behind ``after`` in this order."""
         ...
 
     def oldest_due_task_ms(self, kind: int, now_ms: int) -> int | None:
         """When the longest due task of a kind fell due; None where none is due."""
         ...
 
-    def free_slices(self, job: str, slices: Sequence[int], now_ms: int) -> list[int]:
-        """Those of these shares that nobody holds for a job."""
+    def free_slices(self, job: str, slices: Sequence[int], now_ms: int, lease_until_ms: int) -> list[int]:
+        """Those of these shares that ``claim_slices`` could take until then: nobody holds them for a job."""
         ...
 
     def read(self, look: Callable[[Any], _T]) -> _T:

@@ -38,8 +38,8 @@ class SqlReads(Protocol):
     def load_file(self, payment_id: int) -> PaymentFile | None:
         return self.read(lambda connection: lookups.load_file(connection, payment_id))
 
-    def due_refund_slices(self, now_ms: int, resting: Collection[str] = ()) -> list[int]:
-        return self.read(lambda connection: refunds.due_refund_slices(connection, now_ms, resting))
+    def due_refund_slices(self, now_ms: int, accounts: Collection[tuple[str, str]] | None = None) -> list[int]:
+        return self.read(lambda connection: refunds.due_refund_slices(connection, now_ms, accounts))
 
     def oldest_due_refund_ms(self, now_ms: int) -> int | None:
         return self.read(lambda connection: refunds.oldest_due_refund_ms(connection, now_ms))
@@ -47,14 +47,14 @@ class SqlReads(Protocol):
     def due_task_slices(self, kind: int, now_ms: int) -> list[int]:
         return self.read(lambda connection: tasks.due_task_slices(connection, kind, now_ms))
 
-    def due_tasks(self, kind: int, slice_: int, now_ms: int, limit: int) -> list[TaskRow]:
-        return self.read(lambda connection: tasks.due_tasks(connection, kind, slice_, now_ms, limit))
+    def due_tasks(self, kind: int, slice_: int, now_ms: int, limit: int, after: TaskRow | None = None) -> list[TaskRow]:
+        return self.read(lambda connection: tasks.due_tasks(connection, kind, slice_, now_ms, limit, after))
 
     def oldest_due_task_ms(self, kind: int, now_ms: int) -> int | None:
         return self.read(lambda connection: tasks.oldest_due_task_ms(connection, kind, now_ms))
 
-    def free_slices(self, job: str, slices: Sequence[int], now_ms: int) -> list[int]:
-        return self.read(lambda connection: tasks.free_slices(connection, job, slices, now_ms))
+    def free_slices(self, job: str, slices: Sequence[int], now_ms: int, lease_until_ms: int) -> list[int]:
+        return self.read(lambda connection: tasks.free_slices(connection, job, slices, now_ms, lease_until_ms))
 
     def backlog(self) -> Backlog:
         return self.read(lookups.backlog)

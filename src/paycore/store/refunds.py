@@ -6,9 +6,10 @@ Functions over a connection whose transaction the caller owns; the same for ever
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, func, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, false, func, or_, select, update
 
 from paycore.domain.ids import SLICES
+from paycore.domain.leases import LONGEST_LEASE_MS
 from paycore.store import tables
 from paycore.store.protocol import DueRefund
 from paycore.store.rows import ChannelOrderRow, RefundRow, RefundTryRow
@@ -25,17 +26,31 @@ def _due(slices: Sequence[int], now_ms: int) -> ColumnElement[bool]:
     return and_(tables.REFUND_UNFINISHED, _tries.c.slice.in_(slices), _tries.c.next_at_ms <= now_ms)
 
 
-def _due_and_free(slices: Sequence[int], now_ms: int, resting: Collection[str]) -> ColumnElement[bool]:
-    free = and_(_due(slices, now_ms), _tries.c.lease_until_ms <= now_ms)
-    if not resting:
+def _is_free(now_ms: int) -> ColumnElement[bool]:
+    """``lease_holds``, turned round."""
+    return or_(_tries.c.lease_until_ms <= now_ms, _tries.c.lease_until_ms > now_ms + LONGEST_LEASE_MS)
+
+
+def _due_and_free(
+    slices: Sequence[int], now_ms: int, accounts: Collection[tuple[str, str]] | None
+) -> ColumnElement[bool]:
+    free = and_(_due(slices, now_ms), _is_free(now_ms))
+    if accounts is None:
         return free
-    of_resting = select(_refund.c.payment_id).join(_attempt, _OF_REFUND).where(_attempt.c.channel.in_(resting), _OF_TRY)
-    return and_(free, ~of_resting.correlate(_tries).exists())
+    of_these = or_(
+        false(), *(and_(_attempt.c.channel == name, _attempt.c.account == account) for name, account in accounts)
+    )
+    return and_(
+        free,
+        select(_refund.c.payment_id).join(_attempt, _OF_REFUND).where(_OF_TRY, of_these).correlate(_tries).exists(),
+    )
 
 
-def due_refund_slices(connection: Connection, now_ms: int, resting: Collection[str]) -> list[int]:
-    """The shares that have a refund try which is due, leased by nobody and at no resting channel."""
-    return slices_with(connection, _tries, lambda slice_: _due_and_free([slice_], now_ms, resting))
+def due_refund_slices(
+    connection: Connection, now_ms: int, accounts: Collection[tuple[str, str]] | None = None
+) -> list[int]:
+    """The shares that have a refund try which is due, leased by nobody and at one of these accounts (None: any)."""
+    return slices_with(connection, _tries, lambda slice_: _due_and_free([slice_], now_ms, accounts))
 
 
 def oldest_due_refund_ms(connection: Connection, now_ms: int) -> int | None:
@@ -45,13 +60,17 @@ def oldest_due_refund_ms(connection: Connection, now_ms: int) -> int | None:
 
 
 def due_refunds(
-    connection: Connection, slices: Sequence[int], now_ms: int, limit: int, resting: Collection[str] = ()
+    connection: Connection,
+    slices: Sequence[int],
+    now_ms: int,
+    limit: int,
+    accounts: Collection[tuple[str, str]] | None = None,
 ) -> list[DueRefund]:
-    """Refund tries of these shares that are due, leased by nobody and at no resting channel, longest due first.
+    """Refund tries of these shares that are due, leased by nobody and at one of these accounts, longest due first.
 
     Of one share, an index gives them in that order; of several, all that are due are sorted.
     """
-    due = _with_all().where(_due_and_free(slices, now_ms, resting)).order_by(_tries.c.next_at_ms).limit(limit)
+    due = _with_all().where(_due_and_free(slices, now_ms, accounts)).order_by(_tries.c.next_at_ms).limit(limit)
     return _read(connection, due)
 
 
@@ -60,7 +79,7 @@ def untold_refunds(connection: Connection, owed_before_ms: int, now_ms: int, lim
     untold = _with_all().where(
         tables.REFUND_UNFINISHED,
         ~tables.REFUND_NEEDS_ATTENTION,
-        _tries.c.lease_until_ms <= now_ms,
+        _is_free(now_ms),
         _refund.c.recorded_at_ms <= owed_before_ms,
     )
     return _read(connection, untold.limit(limit))

@@ -265,10 +265,10 @@ class SqlTransaction:
         lease_until_ms: int,
         lease_token: str,
         limit: int,
-        resting: Collection[str] = (),
+        accounts: Collection[tuple[str, str]] | None = None,
     ) -> list[DueRefund]:
         claimed = []
-        for due in refunds.due_refunds(self._connection, slices, now_ms, limit, resting):
+        for due in refunds.due_refunds(self._connection, slices, now_ms, limit, accounts):
             last_try = due.last_try._replace(lease_until_ms=lease_until_ms, lease_token=lease_token)
             changes = {"new_lease_until_ms": lease_until_ms, "new_lease_token": lease_token}
             as_read = {f"read_{name}": getattr(due.last_try, name) for name in _CLAIM_READS}

@@ -20,6 +20,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    tuple_,
     union_all,
     update,
 )
@@ -30,6 +31,7 @@ from paycore.store.rows import TaskRow
 
 _TASK_KEY = ("payment_id", "kind", "attempt")
 _AS_READ = (*_TASK_KEY, "next_at_ms", "looks")
+_IN_ORDER = ("next_at_ms", "payment_id", "attempt")
 
 
 def due_task_slices(connection: Connection, kind: int, now_ms: int) -> list[int]:
@@ -53,11 +55,17 @@ def _due(kind: int, slice_: int, now_ms: int) -> ColumnElement[bool]:
     return and_(task.c.kind == kind, task.c.slice == slice_, task.c.next_at_ms <= now_ms)
 
 
-def due_tasks(connection: Connection, kind: int, slice_: int, now_ms: int, limit: int) -> list[TaskRow]:
-    """Tasks of one kind and share that are due, longest due first."""
+def due_tasks(
+    connection: Connection, kind: int, slice_: int, now_ms: int, limit: int, after: TaskRow | None = None
+) -> list[TaskRow]:
+    """Tasks of one kind and share that are due, longest due first; those behind ``after`` in this order."""
     task = tables.task
-    statement = select(task).where(_due(kind, slice_, now_ms)).order_by(task.c.next_at_ms).limit(limit)
-    return [TaskRow(*row) for row in connection.execute(statement)]
+    statement = select(task).where(_due(kind, slice_, now_ms)).order_by(*(task.c[name] for name in _IN_ORDER))
+    if after is not None:
+        # The first column alone bounds the index; the whole key tells where in it the last page ended.
+        place = tuple_(*(task.c[name] for name in _IN_ORDER)) > tuple_(*(getattr(after, name) for name in _IN_ORDER))
+        statement = statement.where(task.c.next_at_ms >= after.next_at_ms, place)
+    return [TaskRow(*row) for row in connection.execute(statement.limit(limit))]
 
 
 def oldest_due_task_ms(connection: Connection, kind: int, now_ms: int) -> int | None:
@@ -109,10 +117,19 @@ def drop_tasks(connection: Connection, rows: Iterable[TaskRow]) -> int:
     return connection.execute(_DROP, values).rowcount if values else 0
 
 
-def free_slices(connection: Connection, job: str, slices: Sequence[int], now_ms: int) -> list[int]:
-    """Those of these shares that nobody holds for a job."""
+def _is_ended(now_ms: int, lease_ms: int) -> ColumnElement[bool]:
+    """Whether a lease no longer holds for who would ask for one of ``lease_ms``.
+
+    One that ends later than twice that from now was written by a clock far ahead of ours, and counts as ended.
+    """
+    until_ms = tables.lease.c.lease_until_ms
+    return or_(until_ms <= now_ms, until_ms > now_ms + 2 * lease_ms)
+
+
+def free_slices(connection: Connection, job: str, slices: Sequence[int], now_ms: int, lease_until_ms: int) -> list[int]:
+    """Those of these shares that a lease until then could be taken on: nobody holds them for a job."""
     lease = tables.lease
-    held = select(lease.c.slice).where(lease.c.job == job, lease.c.lease_until_ms > now_ms)
+    held = select(lease.c.slice).where(lease.c.job == job, ~_is_ended(now_ms, lease_until_ms - now_ms))
     return sorted(set(slices) - set(connection.execute(held).scalars()))
 
 
@@ -125,13 +142,9 @@ def claim_slices(
     lease_until_ms: int,
     token: str,
 ) -> list[int]:
-    """Take shares for a job until ``lease_until_ms``; return those that nobody else holds.
-
-    A lease that ends later than twice the asked one was written by a clock far ahead of ours, and counts as ended.
-    """
+    """Take shares for a job until ``lease_until_ms``; return those that nobody else holds."""
     lease = tables.lease
-    no_lease_ends_after_ms = now_ms + 2 * (lease_until_ms - now_ms)
-    ended = or_(lease.c.lease_until_ms <= now_ms, lease.c.lease_until_ms > no_lease_ends_after_ms)
+    ended = _is_ended(now_ms, lease_until_ms - now_ms)
     claimed = []
     # Ascending, so that two who want the same shares wait for each other in one order.
     for slice_ in sorted(slices):

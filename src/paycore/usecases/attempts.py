@@ -18,6 +18,7 @@ from paycore.channels.registry import ChannelRegistry
 from paycore.domain.clock import Clock
 from paycore.domain.errors import PreconditionError
 from paycore.domain.ids import format_channel_order_no
+from paycore.domain.leases import lease_holds
 from paycore.domain.notification import Notification, Verdict
 from paycore.domain.verdicts import FINALLY_UNPAID, AttemptState, CaptureSource, PayMethod
 from paycore.failpoint import failpoint
@@ -37,15 +38,16 @@ ATTEMPT_STATE_UNKNOWN = "ATTEMPT_STATE_UNKNOWN"
 
 _IN_CONVERSATION = (AttemptState.CREATING, AttemptState.OPEN, AttemptState.UNKNOWN)
 
-Gate = Callable[[str], AbstractAsyncContextManager[None]]
-"""Entered, by the channel's name, for as long as a call to it takes. May wait, and may raise ChannelUnknownError."""
+Gate = Callable[[str, str], AbstractAsyncContextManager[None]]
+"""Entered, by the channel's and the account's name, for as long as a call takes. May wait, and may raise
+ChannelUnknownError."""
 
 _log = structlog.get_logger()
 
 
-def _open_gate(channel: str) -> AbstractAsyncContextManager[None]:
+def _open_gate(channel: str, account: str) -> AbstractAsyncContextManager[None]:
     """Let every call pass at once."""
-    del channel
+    del channel, account
     return nullcontext()
 
 
@@ -148,7 +150,7 @@ class Conversations:
         """Ask how an attempt stands, and take nothing in. Raises ChannelUnknownError, PreconditionError."""
         channel, order_no = self.channel(attempt), format_channel_order_no(attempt.payment_id, attempt.attempt)
         failpoint("conversation.before_query")
-        async with self._gate(attempt.channel):
+        async with self._gate(attempt.channel, attempt.account):
             queried = await channel.query(attempt.account, order_no)
         failpoint("conversation.after_query")
         return queried
@@ -185,7 +187,7 @@ class Conversations:
         Query comes before close. Raises PreconditionError (ATTEMPT_STATE_UNKNOWN, retryable) where the channel
         gives no final word: an error, "in progress" and not-exist are neither paid nor unpaid.
         """
-        if attempt.state == AttemptState.CREATING and attempt.lease_until_ms > self._clock.now_ms():
+        if attempt.state == AttemptState.CREATING and lease_holds(attempt.lease_until_ms, self._clock.now_ms()):
             raise _unknown(attempt, "it is being opened")
         try:
             await self._end(attempt)
@@ -206,7 +208,7 @@ class Conversations:
     async def _close_at_channel(self, attempt: ChannelOrderRow) -> None:
         channel, order_no = self.channel(attempt), format_channel_order_no(attempt.payment_id, attempt.attempt)
         failpoint("conversation.before_close")
-        async with self._gate(attempt.channel):
+        async with self._gate(attempt.channel, attempt.account):
             result = await channel.close(attempt.account, order_no)
         failpoint("conversation.after_close")
         if result == CloseResult.CLOSED:

@@ -5,6 +5,7 @@ import asyncio
 import structlog
 
 from paycore._dedupe import Index
+from paycore.channels.protocol import was_asked
 from paycore.domain.errors import NotFoundError, PreconditionError
 from paycore.domain.verdicts import CloseReason, PaymentState
 from paycore.failpoint import failpoint
@@ -100,7 +101,8 @@ class Close:
             if record.outcome is not None:
                 return record
             if unknown := [why for row in record.live_attempts() if (why := await self._why_not_ended(row))]:
-                return await self._unless_paid_meanwhile(payment_id, unknown[0])
+                # Who was not asked comes first: nobody may take the others' silence for all there is to know.
+                return await self._unless_paid_meanwhile(payment_id, min(unknown, key=was_asked))
             failpoint("close.attempts_ended")
             try:
                 return await self._writer.run(InsertClosed(payment_id, reason, self._accounts))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from paycore._dedupe import Index
 from paycore.domain.errors import AlreadyExistsError, PreconditionError
 from paycore.domain.ids import MAX_ATTEMPTS, PaymentIds
+from paycore.domain.leases import lease_holds
 from paycore.domain.verdicts import AttemptState, PaymentState, PayMethod
 from paycore.store.protocol import StoreBusyError, WriteTransaction
 from paycore.store.rows import ChannelOrderRow, PaymentRecord, PaymentRow, Stamp, TaskRow
@@ -146,7 +147,7 @@ class OpenAttempt:
         now_ms = transaction.stamp.recorded_at_ms
         if attempt.lease_token == self._lease_token:
             return Opened(Step.CREATE, record, attempt)
-        if attempt.lease_until_ms > now_ms:
+        if lease_holds(attempt.lease_until_ms, now_ms):
             # Somebody opens it, or is about to close it at the channel: a page that is being closed is not handed out.
             return Opened(Step.WAIT, record, attempt)
         if attempt.state == AttemptState.OPEN:
