@@ -206,12 +206,14 @@ def _audited(address: str) -> str:
     return page if "paycore_audit_violations{" in page else ""
 
 
-async def test_auditor_run_by_hand_audits_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("interval", ["0", "3600"])
+async def test_auditor_run_by_hand_audits_at_once_whoever_has_audited_lately(tmp_path: Path, interval: str) -> None:
     url = make_database("sqlite", tmp_path)
     await a_database(url)
     command = [str(PAYCORE), "run", "auditor", "--once", "--db", url]
+    environment = clean_environment({"PAYCORE_AUDIT_INTERVAL_SECONDS": interval})
     for _ in range(2):
         ended = await asyncio.to_thread(
-            subprocess.run, command, capture_output=True, text=True, check=False, env=clean_environment()
+            subprocess.run, command, capture_output=True, text=True, check=False, env=environment
         )
         assert (ended.returncode, ended.stdout) == (NOTHING, "auditor: 5 done, 0 put off\n"), ended.stderr

@@ -58,8 +58,13 @@ class Planned(NamedTuple):
     interval_ms: int
 
 
-def build_jobs(settings: Settings, core: Core, names: Collection[JobName] | None = None) -> list[Planned]:
-    """Build the jobs that the settings name, or those of ``names``."""
+def build_jobs(
+    settings: Settings, core: Core, names: Collection[JobName] | None = None, *, by_hand: bool = False
+) -> list[Planned]:
+    """Build the jobs that the settings name, or those of ``names``.
+
+    by_hand: somebody waits for what a single run comes to, so it is made whether or not it is this process's turn.
+    """
     wanted = _wanted(settings) if names is None else names
     gate = ChannelGate(core.registry.traits, core.clock)
     slices = Slices(core.store, core.writer, core.clock, new_token, settings.repair_lease_seconds * 1_000)
@@ -71,7 +76,7 @@ def build_jobs(settings: Settings, core: Core, names: Collection[JobName] | None
         "ender": Planned(ender, settings.repair_interval_ms),
         "sweeper": Planned(_sweeper(settings, core, gate, slices), settings.sweep_interval_seconds * 1_000),
         "examiner": Planned(_examiner(core, gate, slices), settings.quarantine_interval_ms),
-        "auditor": Planned(_auditor(settings, core), settings.audit_interval_seconds * 1_000),
+        "auditor": Planned(_auditor(settings, core, by_hand=by_hand), settings.audit_interval_seconds * 1_000),
     }
     return [planned for name, planned in every.items() if name in wanted]
 
@@ -113,9 +118,9 @@ def build_judge(core: Core, gate: ChannelGate, who: str) -> JudgeAgain:
     )
 
 
-def _auditor(settings: Settings, core: Core) -> Auditor:
+def _auditor(settings: Settings, core: Core, *, by_hand: bool) -> Auditor:
     every_ms = settings.audit_interval_seconds * 1_000
-    turns = Turns(core.writer, every_ms, new_token) if every_ms else None
+    turns = Turns(core.writer, every_ms, new_token) if every_ms and not by_hand else None
     books_url = settings.simbank_url
     return Auditor(
         store=core.store,

@@ -36,6 +36,11 @@ class Readiness:
         metrics.ready.set(0)
 
     @property
+    def metrics(self) -> Metrics:
+        """Where it shows."""
+        return self._metrics
+
+    @property
     def ready(self) -> bool:
         """Whether the last write could be committed. Safe to read from any thread."""
         return self._ready

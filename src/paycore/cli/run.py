@@ -20,7 +20,7 @@ Examples:
 
   paycore run refunder --once
 
-  paycore run sweeper --db postgresql://paycore@db1/paycore
+  paycore run sweeper --db postgresql://paycore@db1/paycore --metrics-listen 127.0.0.1:9465
 
 Settings come from the environment, as those of paycore serve do. Any number of processes may run a job at once, the \
 servers among them. Exit codes: 0 done, 1 refused, 2 wrong usage, 3 the database or a channel did not answer.
@@ -31,10 +31,16 @@ def run(
     job: Annotated[str, typer.Argument(help=f"Which job: {', '.join(JOB_NAMES)}.", metavar="JOB")],
     once: Annotated[bool, typer.Option("--once", help="Do what is due now, then end.")] = False,
     db: Annotated[str | None, typer.Option(envvar="PAYCORE_DB", help=describe("db"))] = None,
+    metrics_listen: Annotated[
+        str | None,
+        typer.Option(help=f"{describe('metrics_listen')} Not answered unless given; the environment's is a server's."),
+    ] = None,
 ) -> None:
     """Run a job without a server: until Ctrl-C or SIGTERM, or once."""
+    if once and metrics_listen is not None:
+        fail("--metrics-listen: nobody reads the metrics of a job that runs --once", USAGE)
     try:
-        settings = load_settings({"db": db})
+        settings = load_settings({"db": db, "metrics_listen": metrics_listen})
     except SettingsRefusedError as error:
         fail(str(error), USAGE)
     name = _known(job)
@@ -43,11 +49,21 @@ def run(
         if once:
             _print(name, asyncio.run(_watched(settings, name)))
         else:
-            asyncio.run(run_until_stopped(settings, name, lambda: typer.echo(f"paycore runs the {name}")))
+            asyncio.run(
+                run_until_stopped(
+                    settings, name, lambda at: _announce(name, at), show_metrics=metrics_listen is not None
+                )
+            )
     except StartRefusedError as error:
         fail(str(error), REFUSED)
     except PaycoreError as error:
         fail(f"{error.reason}: {error.message}", UNAVAILABLE)
+
+
+def _announce(name: str, metrics_address: str) -> None:
+    typer.echo(
+        f"paycore runs the {name}" + (f", metrics at http://{metrics_address}/metrics" if metrics_address else "")
+    )
 
 
 def _known(job: str) -> JobName:
