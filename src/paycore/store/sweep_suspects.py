@@ -61,9 +61,11 @@ def not_whole(connection: Connection, first: int, last: int) -> set[int]:
         _outcome_incoherent(scope),
         _kept_by_no_attempt(scope),
         _attempt_without_payment(scope),
-        _excess_not_refunded_once(scope),
+        _excess_not_refunded(scope),
+        _capture_refunded_again(scope),
         _refund_without_cause(scope),
         _merchants_refund_astray(scope),
+        _merchants_refunds_exceed(scope),
         _try_out_of_turn(scope),
         _result_without_sequel(scope),
         _queried_unjudged(scope),
@@ -81,20 +83,20 @@ class _Scope:
     def within(self, table: FromClause) -> ColumnElement[bool]:
         return table.c.payment_id.between(self._first, self._last)
 
-    def tied(self, table: Table, other: Table, *tie: ColumnElement[bool]) -> tuple[ColumnElement[bool], ...]:
+    def tied(self, table: FromClause, other: FromClause, *tie: ColumnElement[bool]) -> tuple[ColumnElement[bool], ...]:
         """Rows of the same payment. Their range is named too: else the whole table may be read for them."""
         return (table.c.payment_id == other.c.payment_id, self.within(table), *tie)
 
-    def has(self, table: Table, other: Table, *tie: ColumnElement[bool]) -> ColumnElement[bool]:
+    def has(self, table: FromClause, other: FromClause, *tie: ColumnElement[bool]) -> ColumnElement[bool]:
         """Whether the other row's payment has a row in a table."""
         return exists(select(table.c.payment_id).where(*self.tied(table, other, *tie)))
 
-    def ids(self, table: Table, *where: ColumnElement[bool]) -> Select[Any]:
+    def ids(self, table: FromClause, *where: ColumnElement[bool]) -> Select[Any]:
         """The payments of a table's rows of this range."""
         return select(table.c.payment_id).where(self.within(table), *where)
 
 
-def _same(table: Table, other: Table, *names: str) -> tuple[ColumnElement[bool], ...]:
+def _same(table: FromClause, other: FromClause, *names: str) -> tuple[ColumnElement[bool], ...]:
     return tuple(table.c[name] == other.c[name] for name in names)
 
 
@@ -212,21 +214,25 @@ def _raw(connection: Connection, statement: Select[Any]) -> list[Any]:
 # ---- Excess and refunds
 
 
-def _excess_not_refunded_once(scope: _Scope) -> Select[Any]:
-    """Excess that has not exactly one refund, of just what it is; the kept capture; and that of no attempt.
+def _excess_not_refunded(scope: _Scope) -> Select[Any]:
+    """Excess without a refund of just what it is; the kept capture; and that of no attempt.
 
     What still waits for an outcome is among them.
     """
     excess, refund, attempt = tables.excess_payment, tables.refund, tables.channel_order
-    of_capture = scope.tied(refund, excess, *_same(refund, excess, *_CAPTURE))
-    refunds = select(func.count()).select_from(refund).where(*of_capture).scalar_subquery()
     wrong = or_(
         ~scope.has(refund, excess, *_same(refund, excess, *_CAPTURE, *_TERMS, "reason")),
-        refunds != 1,
         scope.has(tables.payment_outcome, excess, *_same(tables.payment_outcome, excess, *_CAPTURE)),
         ~scope.has(attempt, excess, *_same(attempt, excess, "attempt")),
     )
     return scope.ids(excess, wrong)
+
+
+def _capture_refunded_again(scope: _Scope) -> Select[Any]:
+    """Refunds beside which there is another one of the same capture."""
+    refund, other = tables.refund, tables.refund.alias("other")
+    differs = other.c.refund_no != refund.c.refund_no
+    return scope.ids(refund, scope.has(other, refund, *_same(other, refund, *_CAPTURE), differs))
 
 
 def _refund_without_cause(scope: _Scope) -> Select[Any]:
@@ -254,17 +260,23 @@ def _misnumbered(connection: Connection, scope: _Scope) -> set[int]:
 
 
 def _merchants_refund_astray(scope: _Scope) -> Select[Any]:
-    """Refunds of the merchant's that are not of the kept capture, or together are more than it."""
-    refund, outcome, other = tables.refund, tables.payment_outcome, tables.refund.alias("other")
-    asked = select(func.sum(other.c.amount_minor)).where(
-        other.c.payment_id == refund.c.payment_id, scope.within(other), other.c.refund_no.like(f"{OF_MERCHANT}%")
+    """Refunds of the merchant's that are not of the kept capture."""
+    refund, outcome = tables.refund, tables.payment_outcome
+    is_paid = outcome.c.state == PaymentState.PAID
+    of_kept = scope.has(outcome, refund, is_paid, *_same(outcome, refund, *_CAPTURE, "currency"))
+    return scope.ids(refund, refund.c.refund_no.like(f"{OF_MERCHANT}%"), ~of_kept)
+
+
+def _merchants_refunds_exceed(scope: _Scope) -> Select[Any]:
+    """Payments whose merchant's refunds together, those that have failed too, are more than the kept capture."""
+    refund, outcome = tables.refund, tables.payment_outcome
+    return (
+        select(refund.c.payment_id)
+        .join(outcome, and_(*scope.tied(outcome, refund)))
+        .where(scope.within(refund), refund.c.refund_no.like(f"{OF_MERCHANT}%"))
+        .group_by(refund.c.payment_id, outcome.c.amount_minor)
+        .having(func.sum(refund.c.amount_minor) > outcome.c.amount_minor)
     )
-    covered = (
-        outcome.c.state == PaymentState.PAID,
-        *_same(outcome, refund, *_CAPTURE, "currency"),
-        outcome.c.amount_minor >= asked.correlate(refund).scalar_subquery(),
-    )
-    return scope.ids(refund, refund.c.refund_no.like(f"{OF_MERCHANT}%"), ~scope.has(outcome, refund, *covered))
 
 
 # ---- Tries and final words
