@@ -1,4 +1,4 @@
-"""NotifyBatch as bytes to a real server: too many, none, cut anywhere, and 64 MB of nothing."""
+"""Notifications as bytes to a real server: too many, none, cut anywhere, and 64 MB of nothing."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from paycore.v1 import payment_service_pb2 as v1
 from tests.support import facts
 from tests.support.server import ServerProcess
 
-METHOD = "/paycore.v1.PaymentService/NotifyBatch"
+NOTIFY = "/paycore.v1.PaymentService/Notify"
+NOTIFY_BATCH = "/paycore.v1.PaymentService/NotifyBatch"
 MAX_MESSAGE_BYTES = 67_108_864
+DEFAULT_BYTES = 8_388_608
 OUTCOMES = payment_pb2.NotifyOutcome
 
 
@@ -31,14 +33,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 @pytest.fixture(scope="module")
+def usual_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server whose largest message nobody has chosen."""
+    with ServerProcess(tmp_path_factory.mktemp("usual") / "paycore.db") as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
 def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(server.address) as open_channel:
         yield open_channel
 
 
-def send(channel: grpc.Channel, data: bytes) -> PaycoreRpcError | v1.NotifyBatchResponse:
-    """Send bytes as they are; return the answer or the error."""
-    call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+def send(channel: grpc.Channel, data: bytes, method: str = NOTIFY_BATCH) -> PaycoreRpcError | v1.NotifyBatchResponse:
+    """Send bytes as they are; return the batch's answer or the error."""
+    call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
     try:
         return v1.NotifyBatchResponse.FromString(call(data, timeout=30))
     except grpc.RpcError as error:
@@ -143,26 +152,33 @@ def test_batch_cut_anywhere_is_malformed_or_what_the_library_reads(
     assert rows == [("cut-1", 2), ("cut-2", 1)]
 
 
+@pytest.mark.parametrize("method", [NOTIFY, NOTIFY_BATCH], ids=["notify", "notify-batch"])
 @pytest.mark.parametrize(
-    ("size", "code"),
+    ("fixture", "size", "code"),
     [
-        (MAX_MESSAGE_BYTES, grpc.StatusCode.INVALID_ARGUMENT),
-        (MAX_MESSAGE_BYTES + 1, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        ("server", MAX_MESSAGE_BYTES, grpc.StatusCode.INVALID_ARGUMENT),
+        ("server", MAX_MESSAGE_BYTES + 1, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        ("usual_server", DEFAULT_BYTES, grpc.StatusCode.INVALID_ARGUMENT),
+        ("usual_server", DEFAULT_BYTES + 1, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        ("usual_server", 64_000_000, grpc.StatusCode.RESOURCE_EXHAUSTED),
     ],
-    ids=["at-the-limit", "above-it"],
+    ids=["at-the-largest-limit", "above-it", "at-the-usual-limit", "above-the-usual-limit", "far-above-it"],
 )
 def test_64_megabytes_of_zeros_are_refused_and_the_server_serves_on(
-    server: ServerProcess, channel: grpc.Channel, size: int, code: grpc.StatusCode
+    request: pytest.FixtureRequest, method: str, fixture: str, size: int, code: grpc.StatusCode
 ) -> None:
+    server: ServerProcess = request.getfixturevalue(fixture)
     before, pid, words = facts.contents(server.db_path), server.pid, counted(server)
-    error = send(channel, bytes(size))
-    assert isinstance(error, PaycoreRpcError)
-    assert error.code is code
-    assert not error.retryable
-    if code is grpc.StatusCode.INVALID_ARGUMENT:
-        assert error.reason == "MALFORMED_MESSAGE"
-    assert (facts.contents(server.db_path), counted(server)) == (before, words)
-    answer = send(channel, batch(word("after-zeros")))
-    assert isinstance(answer, v1.NotifyBatchResponse)
+    with grpc.insecure_channel(server.address) as channel:
+        error = send(channel, bytes(size), method)
+        assert isinstance(error, PaycoreRpcError)
+        assert error.code is code
+        assert not error.retryable
+        if code is grpc.StatusCode.INVALID_ARGUMENT:
+            assert error.reason == "MALFORMED_MESSAGE"
+        assert (facts.contents(server.db_path), counted(server)) == (before, words)
+        answer = send(channel, batch(word("after-zeros")))
+        assert isinstance(answer, v1.NotifyBatchResponse)
+        assert counted(server) == words + 1
     assert (server.pid, server.process.poll()) == (pid, None)
     assert "Traceback" not in server.log()

@@ -15,7 +15,7 @@ from paycore.store import postgresql_server
 from paycore.store.engine import parse_database_url
 from tests.support.clock import ManualClock
 from tests.support.core import Core, check_money_rules
-from tests.support.postgres import OwnServer, own_server
+from tests.support.postgres import OwnServer, end_connections, own_server
 from tests.support.simbank import wait_for
 
 ACCEPTED = NotifyOutcome.ACCEPTED
@@ -93,3 +93,15 @@ async def test_durability_is_looked_at_again_once_a_second(own: OwnServer, monke
             now += postgresql_server.LOOK_AGAIN_SECONDS
             with pytest.raises(StoreUnavailableError, match="fsync=off"):
                 await core.notify(core.word(ids[1]))
+
+
+async def test_connection_that_breaks_under_the_look_costs_a_try_and_nothing_else(
+    own: OwnServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql_server, "LOOK_AGAIN_SECONDS", 0)
+    url = own.fresh_database()
+    with Core(url, clock=ManualClock()) as core:
+        payment_id = await core.make_payment()
+        end_connections(url)
+        assert (await core.notify(core.word(payment_id))).outcome == ACCEPTED
+        assert core.count("paycore_commit_failures_total", cause="busy") == 1

@@ -147,7 +147,7 @@ def crossing_waves(ids: Sequence[int], expired: Sequence[int]) -> Iterator[list[
 def test_groups_that_overlap_in_crossing_order_are_all_answered_and_no_deadlock_reaches_a_caller(
     servers: Servers,
 ) -> None:
-    size = 800
+    size, before = 800, busy_commits(servers)
     ids, expired = servers.put(size), servers.put(size, ALL_EXPIRED)
     told = tell_in_waves(servers.all, crossing_waves(ids, expired))
     answers = by_payment(told)
@@ -164,7 +164,12 @@ def test_groups_that_overlap_in_crossing_order_are_all_answered_and_no_deadlock_
     check_books(servers.url)
     assert_nobody_was_refused(servers, told)
     # Groups were decided again because of each other: otherwise they did not cross.
-    assert any("busy" in peer.failed_commits() for peer in servers.all) or not is_postgresql(servers.url)
+    assert busy_commits(servers) > before or not is_postgresql(servers.url)
+
+
+def busy_commits(servers: Servers) -> int:
+    """How many groups were decided again so far, for another process's sake."""
+    return sum(peer.failed_commits().get("busy", 0) for peer in servers.all)
 
 
 def assert_nobody_was_refused(servers: Servers, told: Told) -> None:

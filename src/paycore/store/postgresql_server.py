@@ -23,8 +23,8 @@ OLDEST_VERSION = 15
 LOCK_TIMEOUT_MS = 1_300
 """How long a statement waits for a row or a key that another transaction holds.
 
-More than the server's deadlock_timeout, 1 s as it comes: of two groups that wait for each other the server ends one, and
-the other gets on. Were both to give up at the same moment, they would meet again.
+More than the server's deadlock_timeout, 1 s as it comes: of two groups that wait for each other the server ends one,
+and the other gets on. Were both to give up at the same moment, they would meet again.
 """
 
 IDLE_IN_TRANSACTION_MS = 3_000
@@ -196,7 +196,13 @@ class _Watch:
         if time.monotonic() - self._looked_at < LOOK_AGAIN_SECONDS:
             return
         driver: Any = connection.connection.driver_connection
-        self._server.refuse_forgetful(driver)
+        try:
+            self._server.refuse_forgetful(driver)
+        except psycopg.Error:
+            if not driver.closed:
+                raise
+            # The transaction's first statement says that the connection is lost, and is decided again for it.
+            return
         self._looked_at = time.monotonic()
 
 
