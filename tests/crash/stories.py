@@ -311,6 +311,15 @@ async def paid_twice_on_one_page(day: Day) -> None:
         await day.users.pay(page)
 
 
+async def paid_twice_on_one_page_and_never_told(day: Day) -> None:
+    """The same, and both are found by asking only."""
+    order, (bank,) = day.order(), day.banks(1)
+    await day.users.plant(order.number, bank, pay_twice_on_page=True, notify_never=True)
+    page = await day.open(order, bank, validity_ms=day.draw.choice([5_000, LONG_MS]))
+    if page is not None:
+        await day.users.pay(page)
+
+
 async def paid_and_said_to_have_failed(day: Day) -> None:
     """The bank takes the money, says so, and says then that it failed."""
     order, (bank,) = day.order(), day.banks(1)

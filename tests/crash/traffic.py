@@ -27,6 +27,7 @@ STORIES: dict[Story, int] = {
     stories.lost_notification: 1,
     stories.lost_notification_then_closed: 1,
     stories.paid_twice_on_one_page: 2,
+    stories.paid_twice_on_one_page_and_never_told: 1,
     stories.paid_and_said_to_have_failed: 1,
     stories.another_amount_taken: 1,
     stories.told_by_a_gateway: 3,
