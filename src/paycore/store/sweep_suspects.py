@@ -6,7 +6,6 @@ leave out none that ``jobs.sweep_findings`` would find something on. Nothing her
 """
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -26,7 +25,6 @@ from sqlalchemy import (
     or_,
     select,
 )
-from sqlalchemy import any_ as any_of
 
 from paycore.domain.ids import excess_refund_no
 from paycore.domain.verdicts import FINALLY_UNPAID, AttemptState, PaymentState, RefundState, TaskKind
@@ -179,27 +177,24 @@ def ordered(connection: Connection, payments: Iterable[PaymentRow]) -> set[int]:
 
 
 def _ordered(connection: Connection, payments: Sequence[tuple[int, str, str]]) -> set[int]:
-    numbers: dict[str, list[str]] = defaultdict(list)
-    for _, merchant_id, number in payments:
-        numbers[merchant_id].append(number)
-    named = {
-        (merchant_id, number): payment_id
-        for merchant_id, of_merchant in numbers.items()
-        for number, payment_id in _raw(connection, _orders(connection, merchant_id, of_merchant))
-    }
-    return {payment_id for payment_id, *order in payments if named.get((order[0], order[1])) == payment_id}
+    keys = [(merchant_id, number) for _, merchant_id, number in payments]
+    named = {(row[0], row[1]): row[2] for row in _raw(connection, _orders(connection, keys))} if keys else {}
+    return {row[0] for row, key in zip(payments, keys, strict=True) if named.get(key) == row[0]}
 
 
-def _orders(connection: Connection, merchant_id: str, numbers: Sequence[str]) -> Select[Any]:
-    """What a merchant's orders name: one statement, however many they are."""
+def _orders(connection: Connection, keys: Sequence[tuple[str, str]]) -> Select[Any]:
+    """What merchant orders name: one statement, however many they are and of however many merchants."""
     order = tables.merchant_order.c
     if connection.dialect.name == "postgresql":
-        is_one = order.merchant_order_no == any_of(literal(numbers, ARRAY(Text)))
+        columns = (literal(list(column), ARRAY(Text)) for column in zip(*keys, strict=True))
+        asked = func.unnest(*columns).table_valued("merchant_id", "number", name="asked").render_derived()
+        is_one = and_(order.merchant_id == asked.c.merchant_id, order.merchant_order_no == asked.c.number)
     else:
-        is_one = order.merchant_order_no.in_(
-            select(func.json_each(json.dumps(numbers)).table_valued("value", name="json_each").c.value)
-        )
-    return select(order.merchant_order_no, order.payment_id).where(order.merchant_id == merchant_id, is_one)
+        asked = func.json_each(json.dumps(keys)).table_valued("value", name="json_each")
+        merchant_id, number = (func.json_extract(asked.c.value, place) for place in ("$[0]", "$[1]"))
+        is_one = and_(order.merchant_id == merchant_id, order.merchant_order_no == number)
+    named = select(order.merchant_id, order.merchant_order_no, order.payment_id)
+    return named.select_from(asked).join(tables.merchant_order, is_one)
 
 
 def _raw(connection: Connection, statement: Select[Any]) -> list[Any]:
