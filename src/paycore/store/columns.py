@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, select, true
 
 from paycore.store import tables
-
-_CHUNK = 500
-"""Ids in one IN list: far below every database's limit on parameters."""
+from paycore.store.by_ids import ByIds
 
 _PAYMENT, _ATTEMPT = tables.payment.c, tables.channel_order.c
 _OUTCOME, _EXCESS = tables.payment_outcome.c, tables.excess_payment.c
@@ -45,18 +43,13 @@ def _within(column: Any) -> ColumnElement[bool]:
     return and_(column >= bindparam("first"), column <= bindparam("last"))
 
 
-def _among(column: Any) -> ColumnElement[bool]:
-    condition: ColumnElement[bool] = column.in_(bindparam("ids", expanding=True))
-    return condition
-
-
 # Newest first, so that a limit cuts off the oldest.
 _NEWEST = _payments(_PAYMENT.payment_id < bindparam("before")).order_by(_PAYMENT.payment_id.desc())
 _ATTEMPTS_WITHIN = _attempts(_within(_ATTEMPT.payment_id))
 _CAPTURES_WITHIN = _captures(_within(_EXCESS.payment_id))
-_PAYMENTS_AMONG = _payments(_among(_PAYMENT.payment_id)).order_by(_PAYMENT.payment_id)
-_ATTEMPTS_AMONG = _attempts(_among(_ATTEMPT.payment_id))
-_CAPTURES_AMONG = _captures(_among(_EXCESS.payment_id))
+_PAYMENTS_AMONG = ByIds(_payments(true()).order_by(_PAYMENT.payment_id), _PAYMENT.payment_id)
+_ATTEMPTS_AMONG = ByIds(_attempts(true()), _ATTEMPT.payment_id)
+_CAPTURES_AMONG = ByIds(_captures(true()), _EXCESS.payment_id)
 
 
 def columns_before(connection: Connection, before: int, limit: int) -> IndexColumns:
@@ -73,15 +66,11 @@ def columns_before(connection: Connection, before: int, limit: int) -> IndexColu
 
 def columns_of(connection: Connection, payment_ids: Sequence[int]) -> IndexColumns:
     """Read these payments, given ascending; those that do not exist are left out."""
-    payments: list[Any] = []
-    attempts: list[Any] = []
-    captures: list[Any] = []
-    for start in range(0, len(payment_ids), _CHUNK):
-        ids = {"ids": payment_ids[start : start + _CHUNK]}
-        payments += _fetch(connection, _PAYMENTS_AMONG, ids)
-        attempts += _fetch(connection, _ATTEMPTS_AMONG, ids)
-        captures += _fetch(connection, _CAPTURES_AMONG, ids)
-    return IndexColumns(payments, attempts, captures)
+    return IndexColumns(
+        _PAYMENTS_AMONG.fetch(connection, payment_ids),
+        _ATTEMPTS_AMONG.fetch(connection, payment_ids),
+        _CAPTURES_AMONG.fetch(connection, payment_ids),
+    )
 
 
 def _fetch(connection: Connection, statement: Select[Any], parameters: dict[str, Any]) -> list[Any]:

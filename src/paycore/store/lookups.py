@@ -1,25 +1,22 @@
 """Reads that are the same for every database. Each takes a connection whose transaction the caller owns."""
 
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
-    BigInteger,
     ColumnElement,
     Connection,
     Table,
     Text,
     and_,
-    any_,
     bindparam,
     func,
-    literal,
     select,
 )
 
 from paycore.domain.verdicts import AttemptState
 from paycore.store import tables
+from paycore.store.by_ids import ByIds
 from paycore.store.protocol import Backlog
 from paycore.store.records import load_records as load_records  # callers know it from here
 from paycore.store.rows import (
@@ -32,24 +29,12 @@ from paycore.store.rows import (
     Stamp,
 )
 
-_Id = TypeVar("_Id", int, str)
-
-_CHUNK = 500
-"""Ids in one IN list: far below every database's limit on parameters."""
-
-
-def _one_of(
-    connection: Connection, column: ColumnElement[_Id], ids: Sequence[_Id], kind: type[BigInteger | Text] = BigInteger
-) -> ColumnElement[bool]:
-    """Tell whether a column is one of these ids: an array where there are arrays, so that the statement is one."""
-    if connection.dialect.name == "postgresql":
-        return column == any_(literal(ids, ARRAY(kind)))
-    return column.in_(bindparam("ids", ids, expanding=True))
-
-
-def _chunks(ids: Sequence[_Id]) -> Iterator[Sequence[_Id]]:
-    for start in range(0, len(ids), _CHUNK):
-        yield ids[start : start + _CHUNK]
+_OUTCOME, _EXCESS, _EVIDENCE = tables.payment_outcome.c, tables.excess_payment.c, tables.quarantine.c
+_OUTCOMES_OF = ByIds(select(_OUTCOME.payment_id, _OUTCOME.writer_no, _OUTCOME.group_no), _OUTCOME.payment_id)
+_EXCESS_OF = ByIds(select(_EXCESS.payment_id), _EXCESS.payment_id)
+_EVIDENCE_OF = ByIds(
+    select(_EVIDENCE.quarantine_id, _EVIDENCE.writer_no, _EVIDENCE.group_no), _EVIDENCE.quarantine_id, Text
+)
 
 
 def find_payment_id(connection: Connection, merchant_id: str, merchant_order_no: str) -> int | None:
@@ -87,15 +72,8 @@ def load_file(connection: Connection, payment_id: int) -> PaymentFile | None:
 
 def outcomes_of_group(connection: Connection, payment_ids: Sequence[int], stamp: Stamp) -> set[int]:
     """Which of these payments have an outcome that carries this writer's and group's numbers."""
-    table = tables.payment_outcome
-    own = (table.c.writer_no == stamp.writer_no, table.c.group_no == stamp.group_no)
-    return {
-        payment_id
-        for ids in _chunks(payment_ids)
-        for payment_id in connection.execute(
-            select(table.c.payment_id).where(_one_of(connection, table.c.payment_id, ids), *own)
-        ).scalars()
-    }
+    own = (stamp.writer_no, stamp.group_no)
+    return {payment_id for payment_id, *numbers in _OUTCOMES_OF.fetch(connection, payment_ids) if tuple(numbers) == own}
 
 
 _EXCESS_BETWEEN = (
@@ -114,27 +92,13 @@ def excess_between(connection: Connection, first: int, last: int, limit: int) ->
 
 def excess_of(connection: Connection, payment_ids: Sequence[int]) -> set[int]:
     """Which of these payments have excess."""
-    table = tables.excess_payment
-    return {
-        payment_id
-        for ids in _chunks(payment_ids)
-        for payment_id in connection.execute(
-            select(table.c.payment_id).where(_one_of(connection, table.c.payment_id, ids))
-        ).scalars()
-    }
+    return {payment_id for (payment_id,) in _EXCESS_OF.fetch(connection, payment_ids)}
 
 
 def evidence_on_record(connection: Connection, quarantine_ids: Collection[str]) -> dict[str, tuple[int, int]]:
     """Which of this evidence lies in quarantine, each with the (writer_no, group_no) that put it there first."""
-    table = tables.quarantine
-    columns = (table.c.quarantine_id, table.c.writer_no, table.c.group_no)
-    return {
-        quarantine_id: (writer_no, group_no)
-        for ids in _chunks(sorted(quarantine_ids))
-        for quarantine_id, writer_no, group_no in connection.execute(
-            select(*columns).where(_one_of(connection, table.c.quarantine_id, ids, Text))
-        )
-    }
+    rows = _EVIDENCE_OF.fetch(connection, sorted(quarantine_ids))
+    return {quarantine_id: (writer_no, group_no) for quarantine_id, writer_no, group_no in rows}
 
 
 def backlog(connection: Connection) -> Backlog:
