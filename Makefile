@@ -21,13 +21,14 @@ BUILD_INPUTS := pyproject.toml setup.py $(shell find protos -name '*.proto') $(w
 CYTHON_SOURCES := $(wildcard src/paycore/*.pyx src/paycore/*.pxd)
 TYPED := src tests $(wildcard benchmarks) $(wildcard examples)
 
-.PHONY: help setup demo serve test check bench bench-docs mutants crash proto clean
+.PHONY: help setup demo serve test test-versions check bench bench-docs mutants crash proto clean
 
 help:
 	@echo "make setup    create .venv and install paycore into it, with everything for development"
 	@echo "make demo     watch an order being paid twice and the second payment go back by itself"
 	@echo "make serve    run the server on loopback, over paycore.db here or PAYCORE_DB"
 	@echo "make test     run all tests"
+	@echo "make test-versions  run races, faults, notifications and histories on the older PostgreSQLs too"
 	@echo "make check    lint, format, types, Cython and protobuf checks"
 	@echo "make bench    a quick run of every benchmark"
 	@echo "make bench-docs  measure and write docs/benchmarks.md: ARGS=--list, --long, \"--only CELL ...\""
@@ -64,6 +65,14 @@ test: setup
 	$(BIN)/python -m pytest -m serial $(ARGS) || serial=$$?; \
 	if [ $$serial -eq 5 ]; then serial=0; fi; \
 	$(BIN)/python -m pytest -m 'not serial' -n 2 --dist loadfile $(ARGS) && exit $$serial
+
+VERSION_TESTS := $(addprefix tests/integration/,test_races.py test_notify.py test_histories.py test_postgresql_faults.py test_postgresql_cut.py test_postgresql_deadlock.py)
+
+test-versions: setup
+	@for version in $$($(BIN)/python -c "from tests.support.postgres import VERSIONS; print(*(one for one in VERSIONS if one < '18'))"); do \
+		echo "PostgreSQL $$version"; \
+		PAYCORE_TEST_POSTGRES_VERSION=$$version $(BIN)/python -m pytest -n 2 --dist loadfile -k 'not sqlite' $(VERSION_TESTS) $(ARGS) || exit 1; \
+	done
 
 check: setup check-protos
 	$(BIN)/ruff check .

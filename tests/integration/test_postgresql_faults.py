@@ -148,7 +148,7 @@ async def test_unit_whose_commit_was_not_answered_is_done_once(url: str, unit: s
             "merchant_order": 1,
             "payment": 1,
             "channel_order": 1,
-            **({} if unit == "pay" else {"payment_outcome": 1}),
+            **({"task": 2} if unit == "pay" else {"payment_outcome": 1}),
         }
 
 

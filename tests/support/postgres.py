@@ -47,8 +47,8 @@ _PR_SET_PDEATHSIG = 1
 VERSIONS = ("given",) if GIVEN_URL else ("16", "18", *(["15"] if (_DEBIAN / "postgres").exists() else []))
 """What the store's contract is run on."""
 
-NEWEST = VERSIONS[0] if GIVEN_URL else "18"
-"""What everything else is run on."""
+NEWEST = VERSIONS[0] if GIVEN_URL else os.environ.get("PAYCORE_TEST_POSTGRES_VERSION", "18")
+"""What everything else is run on; ``make test-versions`` names the others in the environment in turn."""
 
 _names = itertools.count(1)
 _held: list[TextIO] = []
@@ -227,7 +227,7 @@ class OwnServer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._programs = make_cluster(binaries("18"), folder)
+        self._programs = make_cluster(binaries("18" if GIVEN_URL else NEWEST), folder)
         self._process: subprocess.Popen[bytes] | None = None
         self.server = Server(socket_url(folder), folder)
 
