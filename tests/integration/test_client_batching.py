@@ -95,8 +95,9 @@ async def calling(kind: str, address: str, **options: Any) -> AsyncIterator[Call
 
 def database(path: Path, count: int) -> tuple[Path, list[dict[str, Any]]]:
     """Make a database with so many payments; return one success for each."""
-    migrate(f"sqlite:///{path}")
-    return path, [success(number) for number in put_payments(path, count)]
+    url = f"sqlite:///{path}"
+    migrate(url)
+    return path, [success(number) for number in put_payments(url, count)]
 
 
 def success(order_no: str) -> dict[str, Any]:

@@ -149,7 +149,7 @@ async def traced(folder: Path, strace: str, program: Sequence[str] = ()) -> Asyn
 async def tell_one_by_one(folder: Path, strace: str, program: Sequence[str] = ()) -> list[Answered]:
     """Tell words, one after another."""
     async with traced(folder, strace, program) as (server, caller):
-        for number in put_payments(server.db_path, ONE_BY_ONE):
+        for number in put_payments(server.url, ONE_BY_ONE):
             await caller.notify(number)
     return caller.answered
 
@@ -157,7 +157,7 @@ async def tell_one_by_one(folder: Path, strace: str, program: Sequence[str] = ()
 async def work_together(folder: Path, strace: str, program: Sequence[str] = ()) -> list[Answered]:
     """Pay, notify one by one and in a batch, all at once; then close what was opened, while others notify."""
     async with traced(folder, strace, program) as (server, caller):
-        numbers = put_payments(server.db_path, 2 * AT_ONCE + IN_BATCH)
+        numbers = put_payments(server.url, 2 * AT_ONCE + IN_BATCH)
         first, second, batch = numbers[:AT_ONCE], numbers[AT_ONCE : 2 * AT_ONCE], numbers[2 * AT_ONCE :]
         opening = asyncio.gather(*(caller.pay(f"order-{number}-durable") for number in range(ORDERS)))
         await asyncio.gather(opening, caller.notify_batch(batch), *map(caller.notify, first))

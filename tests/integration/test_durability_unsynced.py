@@ -106,7 +106,7 @@ def recorded(server: ServerProcess) -> set[str]:
 def made(tmp_path: Path) -> tuple[_Bare, list[str]]:
     server = _Bare(tmp_path / "paycore.db")
     migrate(server.url)
-    return server, put_payments(server.db_path, PAYMENTS)
+    return server, put_payments(server.url, PAYMENTS)
 
 
 async def test_server_that_dies_with_its_unsynced_writes_has_everything_it_acknowledged(

@@ -42,7 +42,7 @@ def run(server: ServerProcess, path: Path) -> subprocess.CompletedProcess[str]:
 def test_notify_many_hands_a_file_over_and_names_what_was_not_kept(tmp_path: Path) -> None:
     server = ServerProcess(tmp_path / "paycore.db", env=BANKS)
     with server:
-        numbers = put_payments(server.db_path, 300)
+        numbers = put_payments(server.url, 300)
         path = tmp_path / "words.jsonl"
         path.write_text("".join(f"{line(number)}\n" for number in numbers), encoding="utf-8")
         first, again = run(server, path), run(server, path)

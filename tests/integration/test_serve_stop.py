@@ -98,7 +98,7 @@ def paid_numbers(server: ServerProcess) -> set[str]:
 async def test_sigterm_under_load_loses_no_acknowledged_notification_and_answers_everybody(
     server: ServerProcess,
 ) -> None:
-    numbers = put_payments(server.db_path, PAYMENTS)
+    numbers = put_payments(server.url, PAYMENTS)
     load = Load(server.address, numbers)
     async with asyncio.timeout(2 * ANSWER_SECONDS):
         running = asyncio.create_task(load.run())
@@ -119,7 +119,7 @@ def test_sigterm_between_commit_and_answer_still_answers_the_caller(tmp_path: Pa
     go.touch()
     env = {**SIMBANK, "PAYCORE_FAILPOINTS": f"{place}=pause:{tmp_path}"}
     with ServerProcess(tmp_path / "paycore.db", env=env) as server, ThreadPoolExecutor(1) as caller:
-        (number,) = put_payments(server.db_path, 1)
+        (number,) = put_payments(server.url, 1)
         go.unlink()
         answer = caller.submit(notify, server.address, number)
         try:
@@ -135,7 +135,7 @@ def test_sigterm_between_commit_and_answer_still_answers_the_caller(tmp_path: Pa
 
 
 async def test_kill_under_load_loses_no_acknowledged_notification(server: ServerProcess) -> None:
-    numbers = put_payments(server.db_path, PAYMENTS)
+    numbers = put_payments(server.url, PAYMENTS)
     load = Load(server.address, numbers)
     async with asyncio.timeout(2 * ANSWER_SECONDS):
         running = asyncio.create_task(load.run())
@@ -175,7 +175,7 @@ def test_signal_ends_an_idle_server_with_exit_code_zero_and_no_complaint(
 
 
 def test_restarted_server_serves_the_same_address_and_remembers(server: ServerProcess) -> None:
-    (number,) = put_payments(server.db_path, 1)
+    (number,) = put_payments(server.url, 1)
 
     def word() -> tuple[int, bool]:
         response = notify(server.address, number)

@@ -50,10 +50,10 @@ def select(db_path: Path, statement: str, *values: object) -> list[tuple[Any, ..
 
 
 def put_payments(
-    db_path: Path, count: int, *, channel: str = "simbank", account: str = "bank_a", validity_ms: int = 3_600_000
+    url: str, count: int, *, channel: str = "simbank", account: str = "bank_a", validity_ms: int = 3_600_000
 ) -> list[str]:
     """Write payments with one open attempt each, as Pay leaves them; return their channel order numbers."""
-    store = open_store(f"sqlite:///{db_path}")
+    store = open_store(url)
     try:
         at_ms = now_ms()
         stamp = Stamp(at_ms, store.open_writer(at_ms), 1)

@@ -133,17 +133,9 @@ class Peer(ServerProcess):
             own["PAYCORE_FAILPOINTS"] = ",".join(f"{gate}=pause:{folder}" for gate in gates)
         for gate in gates:
             (folder / f"{gate}.go").touch()
-        # Only its name is used: the log and the ready file stand beside it.
-        label = folder / "server"
-        label.touch()
-        super().__init__(label, env=own)
+        super().__init__(folder / "server", url=url, env=own)
         self._folder = folder
-        self._url = url
         self._channel: grpc.Channel | None = None
-
-    @property
-    def url(self) -> str:
-        return self._url
 
     @property
     def channel(self) -> grpc.Channel:

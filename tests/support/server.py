@@ -49,14 +49,24 @@ def check_health(address: str, service: str = "") -> str:
 class ServerProcess:
     """One `paycore serve` process; started when it is entered or by ``start``, killed on exit.
 
-    db_path: created and migrated at the first start unless it is there. env: PAYCORE_ settings and failpoints.
-    arguments: more flags. `address` and `metrics_address` are ``host:port``, known once it has started; a restart
-    takes the same ones again, so that clients and forwarders need not be told. `ready_path` is the file that says so.
-    `program` is what is run, paycore itself unless it is set to something around it.
+    db_path: a SQLite file, created and migrated at the first start unless it is there. url: of a migrated database to
+    serve in its place; then only the log and the ready file lie beside that path. env: PAYCORE_ settings and
+    failpoints. arguments: more flags. `address` and `metrics_address` are ``host:port``, known once it has started; a
+    restart takes the same ones again, so that clients and forwarders need not be told. `ready_path` is the file that
+    says so. `program` is what is run, paycore itself unless it is set to something around it.
     """
 
-    def __init__(self, db_path: Path, *, env: Mapping[str, str] | None = None, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        db_path: Path,
+        *,
+        url: str = "",
+        env: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
         self.db_path = db_path
+        self.url = url or f"sqlite:///{db_path}"
+        self._migrates = not url
         self.env = dict(env or {})
         self.arguments = list(arguments)
         self.program = [str(PAYCORE)]
@@ -65,11 +75,6 @@ class ServerProcess:
         self.ready_path = db_path.with_name(f"{db_path.name}.{id(self):x}.ready.json")
         self.log_path = db_path.with_name(f"{db_path.name}.log")
         self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        """The database's URL."""
-        return f"sqlite:///{self.db_path}"
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -84,7 +89,7 @@ class ServerProcess:
 
     def launch(self) -> None:
         """Start the process and return at once, ready or not."""
-        if not self.db_path.exists():
+        if self._migrates and not self.db_path.exists():
             migrate(self.url)
         self.ready_path.unlink(missing_ok=True)
         command = [*self.program, "serve", "--db", self.url, "--listen", self.address]

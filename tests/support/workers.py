@@ -98,12 +98,18 @@ class Crew(ServerProcess):
     """A server with workers. Extends a lone server by what there is of several."""
 
     def __init__(
-        self, db_path: Path, count: int, *, env: Mapping[str, str] | None = None, bank_url: str = "http://127.0.0.1:9"
+        self,
+        db_path: Path,
+        count: int,
+        *,
+        url: str = "",
+        env: Mapping[str, str] | None = None,
+        bank_url: str = "http://127.0.0.1:9",
     ) -> None:
         own = {"PAYCORE_SIMBANK_URL": bank_url, "PAYCORE_SIMBANK_SECRETS": json.dumps(SECRETS)}
         # What the jobs of each worker write would be counted among what the tests send.
         own["PAYCORE_JOBS"] = ""
-        super().__init__(db_path, env={**own, **(env or {})}, arguments=["--workers", str(count)])
+        super().__init__(db_path, url=url, env={**own, **(env or {})}, arguments=["--workers", str(count)])
 
     @property
     def workers(self) -> list[int]:
