@@ -66,7 +66,7 @@ test: setup
 	if [ $$serial -eq 5 ]; then serial=0; fi; \
 	$(BIN)/python -m pytest -m 'not serial' -n 2 --dist loadfile $(ARGS) && exit $$serial
 
-VERSION_TESTS := $(addprefix tests/integration/,test_races.py test_notify.py test_histories.py test_postgresql_faults.py test_postgresql_cut.py test_postgresql_deadlock.py)
+VERSION_TESTS := $(addprefix tests/integration/,test_races.py test_notify.py test_histories.py test_postgresql_faults.py test_postgresql_full.py test_postgresql_cut.py test_postgresql_deadlock.py)
 
 test-versions: setup
 	@for version in $$($(BIN)/python -c "from tests.support.postgres import VERSIONS; print(*(one for one in VERSIONS if one < '18'))"); do \

@@ -242,6 +242,23 @@ class OwnServer:
             self._process.wait(_START_SECONDS)
             self._process = None
 
+    def limit_files(self, size: int | str) -> None:
+        """Let no process of the server make any file larger than that many bytes; "unlimited" undoes it.
+
+        At least 16 MiB, the size of a segment of the log. The server, which ignores SIGXFSZ, is told EFBIG.
+        """
+        assert self._process is not None, "the server does not run"
+        # First the one that all others are forked from. Of them, the session that is asked has ended by then.
+        self._limit(self._process.pid, size, check=True)
+        for (pid,) in self.server.run("SELECT pid FROM pg_stat_activity"):
+            self._limit(pid, size, check=False)
+
+    @staticmethod
+    def _limit(pid: int, size: int | str, *, check: bool) -> None:
+        # Only somebody's own processes can be limited, whatever else root may do.
+        command = ["prlimit", "--pid", str(pid), f"--fsize={size}:"]
+        subprocess.run(command, check=check, capture_output=True, cwd="/", **_become_harmless())
+
     def fresh_database(self) -> str:
         """Make a migrated, empty database; return its URL."""
         name = f"own_{next(_names)}"
