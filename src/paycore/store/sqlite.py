@@ -32,7 +32,7 @@ _PRIMARY_CODE_MASK = 0xFF
 _VALUES_A_ROW = 8
 """What ``FirstOutcomes.values`` says of each."""
 
-_ROWS_A_STATEMENT = (500, 25, 1)
+_ROWS_A_STATEMENT = (500, 100, 20, 5, 1)
 """Rows in one insert, as many as there are left for. A statement of many costs less a row than many statements, and
 each statement gives up the interpreter once and has to get it back from the other threads.
 """

@@ -50,7 +50,7 @@ _EXCESS_IN_RANGE = 500
 _FEW_IDS = 64
 """So many are asked for one by one; more are looked at as two ranges."""
 
-_ROWS_A_STATEMENT = (50, 10, 1)
+_ROWS_A_STATEMENT = (50, 10, 3, 1)
 """Rows in one insert, as many as there are left for: each statement gives up the interpreter once, and has to get it
 back from the other threads. 50 rows of the widest table stay far below every database's limit on parameters.
 """
