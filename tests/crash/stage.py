@@ -53,15 +53,9 @@ class Server(ServerProcess):
     """A server on a database that is there already; it is told at each start how to die."""
 
     def __init__(self, url: str, folder: Path, nursery: Nursery) -> None:
-        # Only its name is used: the log and the ready file stand beside it.
-        super().__init__(folder / "server", env={**SETTINGS, "PAYCORE_METRICS_LISTEN": "127.0.0.1:0"})
-        self._url = url
+        super().__init__(folder / "server", url=url, env={**SETTINGS, "PAYCORE_METRICS_LISTEN": "127.0.0.1:0"})
         self._nursery = nursery
         self.address = f"127.0.0.1:{free_port()}"
-
-    @property
-    def url(self) -> str:
-        return self._url
 
     @property
     def is_dead(self) -> bool:
