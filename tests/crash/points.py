@@ -48,21 +48,25 @@ POINTS: Mapping[str, int] = {
 }
 """Name -> up to which passage after a start it may strike; the passage itself is drawn anew at each start."""
 
-SAME = {
-    "pay.before_create": "channel.create.before",
-    "pay.after_create": "channel.create.after",
-    "conversation.before_query": "channel.query.before",
-    "conversation.after_query": "channel.query.after",
-    "conversation.before_close": "channel.close.before",
-    "conversation.after_close": "channel.close.after",
-    "ender.before_lease": "slices.claimed",
-    "examiner.judged": "writer.before_answer",
-    "examiner.before_confirm": "channel.query.after",
-    "sweeper.before_full_mark": "sweeper.before_mark",
-    "refunder.before_send": "channel.refund.before",
-    "refunder.after_send": "channel.refund.after",
+SAME: Mapping[str, tuple[str, ...]] = {
+    "pay.before_create": ("channel.create.before",),
+    "pay.after_create": ("channel.create.after",),
+    # The ender takes its lease between here and the call; what it comes from is the claim, or the answer before.
+    "conversation.before_query": ("channel.query.before", "slices.claimed", "channel.close.after"),
+    "conversation.after_query": ("channel.query.after",),
+    "conversation.before_close": ("channel.close.before", "channel.query.after"),
+    "conversation.after_close": ("channel.close.after",),
+    "ender.before_lease": ("slices.claimed", "channel.query.after", "channel.close.after"),
+    "examiner.judged": ("writer.before_answer",),
+    "examiner.before_confirm": ("channel.query.after",),
+    "sweeper.before_full_mark": ("sweeper.before_mark",),
+    "refunder.before_send": ("channel.refund.before",),
+    "refunder.after_send": ("channel.refund.after",),
 }
-"""Points between which and another one nothing is written or sent: to be killed at either is the same."""
+"""Points between which and one of those named, by whichever way they are come to, nothing is written or sent.
+
+To be killed at either is the same.
+"""
 
 ELSEWHERE = ("simbank.",)
 """Points of other processes than the server's."""
