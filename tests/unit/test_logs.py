@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterator
 
 import pytest
 import structlog
@@ -24,16 +23,6 @@ VALUES = [
     {"api_key": SECRET},
     {"password": SECRET},
 ]
-
-
-@pytest.fixture(autouse=True)
-def logs_as_before() -> Iterator[None]:
-    """Leave no logger behind that writes to this test's captured stream."""
-    before, root = structlog.get_config(), logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    structlog.configure(**before)
-    root.handlers[:], root.level = handlers, level
 
 
 @pytest.mark.parametrize("fields", VALUES)
