@@ -254,20 +254,21 @@ async def test_closer_that_gives_up_asks_once_more_and_keeps_what_was_paid(town:
 @pytest.mark.parametrize("hours", [-8, 8])
 @pytest.mark.parametrize("job", ["closer", "recoverer"])
 async def test_pay_time_read_in_the_wrong_zone_refunds_nothing(
-    town: Town, repair: Repair, hours: int, job: str
+    street: Street, db_url: str, hours: int, job: str
 ) -> None:
     """An adapter that reads Beijing time as UTC, or the other way round, must not refund a whole day."""
-    payment_ids = [await opened(town, notify_never=True) for _ in range(3)]
-    for payment_id in payment_ids:
-        town.user_pays(payment_id, paid_at_ms=town.clock.now_ms() + hours * HOUR_MS)
-    town.clock.advance(VALIDITY_MS + 1)
-    await repair.run(job)
-    rows = town.core.snapshot()
-    assert {(row.payment_id, row.state, row.paid_at_untrusted) for row in rows["payment_outcome"]} == {
-        (payment_id, PaymentState.PAID, 1) for payment_id in payment_ids
-    }
-    assert not rows["excess_payment"]
-    assert not rows["refund"]
+    async with a_town(db_url, street, timeout_ms=15_000) as town:
+        payment_ids = [await opened(town, notify_never=True) for _ in range(3)]
+        for payment_id in payment_ids:
+            town.user_pays(payment_id, paid_at_ms=town.clock.now_ms() + hours * HOUR_MS)
+        town.clock.advance(VALIDITY_MS + 1)
+        await Repair(town.core).run(job)
+        rows = town.core.snapshot()
+        assert {(row.payment_id, row.state, row.paid_at_untrusted) for row in rows["payment_outcome"]} == {
+            (payment_id, PaymentState.PAID, 1) for payment_id in payment_ids
+        }
+        assert not rows["excess_payment"]
+        assert not rows["refund"]
 
 
 async def test_clock_an_hour_ahead_closes_nothing_that_the_bank_can_still_be_paid_for(

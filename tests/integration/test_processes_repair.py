@@ -21,6 +21,7 @@ ENDED, CREATING = "close.attempts_ended", "pay.before_create"
 TO_LEASE, LEASED = "ender.before_lease", "ender.leased"
 BEFORE_COMMIT = "store.before_commit"
 HOUR_MS = 3_600_000
+PATIENT_BANK_MS, PATIENT_LOCK_WAIT_MS = 15_000, 600
 BOTH = ((1, "bank_a"), (2, "bank_b"))
 
 
@@ -58,11 +59,11 @@ class Race(NamedTuple):
 
 @pytest.fixture
 async def race(street: Street, db_url: str, tmp_path: Path) -> AsyncIterator[Race]:
-    async with a_town(db_url, street) as town:
-        first, second = (
-            Racer(db_url, tmp_path / name, bank_url=street.bank.url, gates=(ENDED, CREATING, TO_LEASE, LEASED))
-            for name in ("first", "second")
-        )
+    # Nothing here waits in vain for a bank or a lock, however slow the machine is.
+    patience: dict[str, Any] = {"bank_url": street.bank.url, "lock_wait_ms": PATIENT_LOCK_WAIT_MS}
+    gates = (ENDED, CREATING, TO_LEASE, LEASED)
+    async with a_town(db_url, street, timeout_ms=PATIENT_BANK_MS) as town:
+        first, second = (Racer(db_url, tmp_path / name, gates=gates, **patience) for name in ("first", "second"))
         await asyncio.gather(first.start(), second.start())
         try:
             yield Race(town, first, second)
@@ -226,7 +227,7 @@ async def test_attempt_that_pay_takes_up_again_under_the_ender_is_not_ended(race
 
 async def test_charge_in_progress_is_not_closed_by_a_clock_an_hour_ahead_and_not_charged_twice(race: Race) -> None:
     command = race.town.order(method=PayMethod.CHARGE)
-    race.town.plant(command, charge_accepted_only={"result": "success", "delay_ms": 1_500})
+    race.town.plant(command, charge_accepted_only={"result": "success", "delay_ms": 3_000})
     payment_id = (await race.town.core.pay(command, within_ms=200)).payment.payment_id
     await race.first.ask("advance", by_ms=HOUR_MS)
     assert (await race.first.ask("run", job="closer"))[:2] == [0, 1]

@@ -42,18 +42,30 @@ FREE_POINTS = ("writer.taken", "store.committed", "writer.before_answer")
 POINTS = (*FREE_POINTS, *LOCKED_POINTS)
 SECONDS = 20.0
 
+LOCK_WAIT_MS = 100
+"""A second process waits for the lock in steps that a test can afford which lets it wait in vain."""
+
 
 class Racer:
     """One process with a writer of its own on the database. Its index starts cold.
 
-    bank_url: where its banks are; none without. gates: more places where it can be held. failpoints: name -> action, in
-    place of the pause there; ``name*N`` for the N-th passage.
+    bank_url: where its banks are; none without. lock_wait_ms: how long each of its five tries waits for somebody else's
+    lock. gates: more places where it can be held. failpoints: name -> action, in place of the pause there; ``name*N``
+    for the N-th passage.
     """
 
     def __init__(
-        self, database: Path | str, folder: Path, *, bank_url: str = "", gates: Sequence[str] = (), **failpoints: str
+        self,
+        database: Path | str,
+        folder: Path,
+        *,
+        bank_url: str = "",
+        lock_wait_ms: int = LOCK_WAIT_MS,
+        gates: Sequence[str] = (),
+        **failpoints: str,
     ) -> None:
         self._bank_url = bank_url
+        self._lock_wait_ms = lock_wait_ms
         self._gates = (*POINTS, *gates)
         self._url = as_url(database)
         self.on_postgresql = self._url.startswith("postgresql")
@@ -77,6 +89,7 @@ class Racer:
             "tests.support.racers",
             self._url,
             self._bank_url,
+            str(self._lock_wait_ms),
             cwd=REPOSITORY,
             env={**os.environ, "PAYCORE_FAILPOINTS": armed},
             stdin=asyncio.subprocess.PIPE,
@@ -169,9 +182,8 @@ def payment_rows(database: Path | str, payment_id: int) -> dict[str, list[Any]]:
 class _Process:
     """The racer's own side."""
 
-    def __init__(self, url: str, bank_url: str) -> None:
-        # A second process waits for the lock in steps that a test can afford.
-        engine.BUSY_TIMEOUT_MS = postgresql_server.LOCK_TIMEOUT_MS = 100
+    def __init__(self, url: str, bank_url: str, lock_wait_ms: int) -> None:
+        engine.BUSY_TIMEOUT_MS = postgresql_server.LOCK_TIMEOUT_MS = lock_wait_ms
         channels = {CHANNEL: adapter(bank_url, 5_000)} if bank_url else {}
         self.clock = ShiftedClock()
         self.core = Core(url, clock=self.clock, channels=channels)
@@ -283,4 +295,4 @@ if __name__ == "__main__":
     structlog.configure(
         logger_factory=structlog.WriteLoggerFactory(sys.stderr), wrapper_class=structlog.make_filtering_bound_logger(50)
     )
-    asyncio.run(_Process(sys.argv[1], sys.argv[2]).serve())
+    asyncio.run(_Process(sys.argv[1], sys.argv[2], int(sys.argv[3])).serve())
