@@ -60,10 +60,12 @@ class Race(NamedTuple):
 @pytest.fixture
 async def race(street: Street, db_url: str, tmp_path: Path) -> AsyncIterator[Race]:
     # Nothing here waits in vain for a bank or a lock, however slow the machine is.
-    patience: dict[str, Any] = {"bank_url": street.bank.url, "lock_wait_ms": PATIENT_LOCK_WAIT_MS}
-    gates = (ENDED, CREATING, TO_LEASE, LEASED)
     async with a_town(db_url, street, timeout_ms=PATIENT_BANK_MS) as town:
-        first, second = (Racer(db_url, tmp_path / name, gates=gates, **patience) for name in ("first", "second"))
+        first, second = (
+            Racer(db_url, tmp_path / name, bank_url=street.bank.url, gates=(ENDED, CREATING, TO_LEASE, LEASED))
+            for name in ("first", "second")
+        )
+        first.lock_wait_ms = second.lock_wait_ms = PATIENT_LOCK_WAIT_MS
         await asyncio.gather(first.start(), second.start())
         try:
             yield Race(town, first, second)

@@ -49,23 +49,16 @@ LOCK_WAIT_MS = 100
 class Racer:
     """One process with a writer of its own on the database. Its index starts cold.
 
-    bank_url: where its banks are; none without. lock_wait_ms: how long each of its five tries waits for somebody else's
-    lock. gates: more places where it can be held. failpoints: name -> action, in place of the pause there; ``name*N``
-    for the N-th passage.
+    bank_url: where its banks are; none without. gates: more places where it can be held. failpoints: name -> action, in
+    place of the pause there; ``name*N`` for the N-th passage. `lock_wait_ms`, which may be set until it is started: how
+    long each of its five tries waits for somebody else's lock.
     """
 
     def __init__(
-        self,
-        database: Path | str,
-        folder: Path,
-        *,
-        bank_url: str = "",
-        lock_wait_ms: int = LOCK_WAIT_MS,
-        gates: Sequence[str] = (),
-        **failpoints: str,
+        self, database: Path | str, folder: Path, *, bank_url: str = "", gates: Sequence[str] = (), **failpoints: str
     ) -> None:
+        self.lock_wait_ms = LOCK_WAIT_MS
         self._bank_url = bank_url
-        self._lock_wait_ms = lock_wait_ms
         self._gates = (*POINTS, *gates)
         self._url = as_url(database)
         self.on_postgresql = self._url.startswith("postgresql")
@@ -89,7 +82,7 @@ class Racer:
             "tests.support.racers",
             self._url,
             self._bank_url,
-            str(self._lock_wait_ms),
+            str(self.lock_wait_ms),
             cwd=REPOSITORY,
             env={**os.environ, "PAYCORE_FAILPOINTS": armed},
             stdin=asyncio.subprocess.PIPE,
