@@ -13,7 +13,7 @@ from paycore.cli import main
 from paycore.usecases import writer
 from paycore.usecases.judge import GroupJudge
 
-_AHEAD_SECONDS = 0.02
+_AHEAD_SECONDS = 0.2
 """How long the commit waits, so that the answer is surely out before it."""
 
 

@@ -12,7 +12,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+import urllib.request
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ ONE_BY_ONE = 10
 AT_ONCE = 24
 IN_BATCH = 16
 ORDERS = 6
+GATE = "writer.taken"
+"""Where the writer is held with one group while the next one gathers."""
 HASTY = [sys.executable, "-m", "tests.crash.hasty"]
 
 
@@ -57,7 +60,7 @@ class Caller:
         method: Any = self._channel.unary_unary(
             f"/paycore.v1.PaymentService/{rpc}", request_serializer=type(request).SerializeToString
         )
-        answer: bytes = await method(request, timeout=30)
+        answer: bytes = await method(request, timeout=60)
         return answer
 
     async def notify(self, channel_order_no: str) -> None:
@@ -135,15 +138,42 @@ async def traced(folder: Path, strace: str, program: Sequence[str] = ()) -> Asyn
     """Run a server under strace beside its bank; the trace is whole when the block has ended."""
     with bank_process(folder, "http://127.0.0.1:9/nobody") as bank:
         # A tracer takes its time.
-        patience = {"PAYCORE_CHANNEL_TIMEOUT_MS": "15000", "PAYCORE_PAY_TIMEOUT_MS": "20000"}
+        patience = {"PAYCORE_CHANNEL_TIMEOUT_MS": "15000", "PAYCORE_PAY_TIMEOUT_MS": "40000"}
         env = {"PAYCORE_SIMBANK_URL": bank.url, "PAYCORE_SIMBANK_SECRETS": json.dumps(SECRETS), **patience}
+        # Nobody but the calls writes.
+        env |= {"PAYCORE_JOBS": "", "PAYCORE_FAILPOINTS": f"{GATE}=pause:{folder}"}
         server = ServerProcess(folder / "paycore.db", env=env)
         migrate(server.url)
+        (folder / f"{GATE}.go").touch()
         server.program = [*tracer(strace, folder / "trace"), *(program or server.program)]
         with server:
             async with grpc.aio.insecure_channel(server.address) as channel:
                 yield server, Caller(channel)
             assert server.terminate() == 0
+
+
+async def make_one_group(server: ServerProcess, writes: int, held: Coroutine[Any, Any, None], *calls: Any) -> list[Any]:
+    """Make calls while the writer is held with what another call writes, until so many writes wait to be one group.
+
+    Return what the calls do.
+    """
+    reached, go = (server.db_path.with_name(f"{GATE}.{end}") for end in ("reached", "go"))
+    reached.unlink(missing_ok=True)
+    go.unlink()
+    holding = asyncio.ensure_future(held)
+    await asyncio.to_thread(wait_for, reached.exists, "the writer is held", 60)
+    working = asyncio.gather(*calls)
+    await asyncio.to_thread(wait_for, lambda: queued(server) == writes, f"{writes} writes wait", 60)
+    go.touch()
+    await holding
+    return await working
+
+
+def queued(server: ServerProcess) -> int:
+    """How many writes wait."""
+    with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=20) as page:
+        lines = page.read().decode().splitlines()
+    return int(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("paycore_queue_depth")))
 
 
 async def tell_one_by_one(folder: Path, strace: str, program: Sequence[str] = ()) -> list[Answered]:
@@ -157,18 +187,21 @@ async def tell_one_by_one(folder: Path, strace: str, program: Sequence[str] = ()
 async def work_together(folder: Path, strace: str, program: Sequence[str] = ()) -> list[Answered]:
     """Pay, notify one by one and in a batch, all at once; then close what was opened, while others notify."""
     async with traced(folder, strace, program) as (server, caller):
-        numbers = put_payments(server.url, 2 * AT_ONCE + IN_BATCH)
+        ahead, after, *numbers = put_payments(server.url, 2 + 2 * AT_ONCE + IN_BATCH)
         first, second, batch = numbers[:AT_ONCE], numbers[AT_ONCE : 2 * AT_ONCE], numbers[2 * AT_ONCE :]
-        opening = asyncio.gather(*(caller.pay(f"order-{number}-durable") for number in range(ORDERS)))
-        await asyncio.gather(opening, caller.notify_batch(batch), *map(caller.notify, first))
+        pays = [caller.pay(f"order-{number}-durable") for number in range(ORDERS)]
+        calls = [*pays, caller.notify_batch(batch), *map(caller.notify, first)]
+        payment_ids = (await make_one_group(server, ORDERS + IN_BATCH + AT_ONCE, caller.notify(ahead), *calls))[:ORDERS]
         # Who answers too early has not written it yet, neither here nor below.
         held = "SELECT 1 FROM channel_order WHERE lease_until_ms > 0"
         await asyncio.to_thread(wait_for, lambda: not select(server.db_path, held), "all pages are written")
-        await asyncio.gather(*map(caller.close, opening.result()), *map(caller.notify, second))
+        calls = [*map(caller.close, payment_ids), *map(caller.notify, second)]
+        await make_one_group(server, ORDERS + AT_ONCE, caller.notify(after), *calls)
         closed = "SELECT 1 FROM payment_outcome WHERE close_reason > 0"
         await asyncio.to_thread(wait_for, lambda: len(select(server.db_path, closed)) == ORDERS, "all are closed")
-        groups = select(server.db_path, "SELECT 1 FROM payment_outcome GROUP BY writer_no, group_no")
-        assert len(groups) < AT_ONCE, "the groups held several calls"
+        together = "SELECT count(*) FROM payment_outcome GROUP BY writer_no, group_no ORDER BY 1 DESC LIMIT 2"
+        sizes = [count for (count,) in select(server.db_path, together)]
+        assert sizes == [IN_BATCH + AT_ONCE, AT_ONCE], "each group held the words of all calls at once"
     return caller.answered
 
 
@@ -180,7 +213,7 @@ async def test_notify_is_answered_after_the_sync_of_its_word(tmp_path: Path, str
 
 async def test_calls_of_one_group_are_answered_after_its_sync(tmp_path: Path, strace: str) -> None:
     answered = await work_together(tmp_path, strace)
-    assert len(answered) == 2 * AT_ONCE + 1 + 2 * ORDERS
+    assert len(answered) == 2 + 2 * AT_ONCE + 1 + 2 * ORDERS
     assert not hasty_answers(answered, read_trace(tmp_path / "trace"))
 
 
