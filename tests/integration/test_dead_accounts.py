@@ -68,21 +68,21 @@ async def test_refunds_of_a_dead_account_keep_no_other_of_its_channel_waiting(
     # The same while it is found out whether the dead one is back, however long that takes.
     await owe(core, clock, ALIVE, 10)
     clock.advance(LONGEST_REST_MS)
-    found_out = asyncio.Event()
+    before, asked, found_out = channel.asked_of[DEAD], asyncio.Event(), asyncio.Event()
 
-    async def hang(_: str) -> None:
-        if channel.asked_of[DEAD] > before:
+    async def hang_once(_: str) -> None:
+        # Only the call that goes ahead about the dead account; those about the other one are answered at once.
+        if channel.asked_of[DEAD] > before and not asked.is_set():
+            asked.set()
             await found_out.wait()
 
-    before = channel.asked_of[DEAD]
-    channel.meanwhile = hang
+    channel.meanwhile = hang_once
     running = asyncio.create_task(refunder.run_once())
     async with asyncio.timeout(20):
-        while channel.asked_of[DEAD] == before:
-            await asyncio.sleep(0.01)
-        channel.meanwhile = ScriptedChannel().meanwhile
+        await asked.wait()
         while refunded(core) < 20:
             await asyncio.sleep(0.01)
+    assert channel.asked_of[DEAD] == before + 1
     channel.dead = set()
     found_out.set()
     more = (await running).more
