@@ -380,7 +380,7 @@ async def test_every_way_to_break_the_rules_is_put_right_or_left_alone(town: Tow
     try:
         await sweeps.full()
     finally:
-        town.driver.http.request("DELETE", "/faults")
+        town.driver.plant_everywhere("bank_a")
     changed = {name for name, payment_id in ids.items() if rows_of(town, payment_id) != before[name]}
     assert changed == REPAIRED.keys()
     assert ids["queried_paid"] in sweeps.pending()
