@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import structlog
-
 from paycore.channels.books import BookOrder, Books, BooksUnreadableError
 from paycore.domain.audit import AuditKind, Pending, PendingKind, Violation
 from paycore.domain.clock import Clock
@@ -22,6 +20,7 @@ from paycore.store import book_facts, proofs
 from paycore.store.book_facts import CapturedAttempt, OurMoney
 from paycore.store.proofs import OrderKey, Range, Tally
 from paycore.store.protocol import Store, WriteTransaction
+from paycore.usecases.quiet_log import QuietLog
 from paycore.usecases.writer import UnindexedUnit, Writer
 
 _NAME = "auditor"
@@ -31,7 +30,7 @@ EXAMPLES = 1_000
 
 _NOTHING = OurMoney("", "", {}, [], {})
 
-_log = structlog.get_logger()
+_log = QuietLog()
 
 
 class Report(NamedTuple):

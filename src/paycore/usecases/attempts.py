@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 
-import structlog
-
 from paycore.channels.protocol import (
     Capture,
     Channel,
@@ -41,8 +39,6 @@ _IN_CONVERSATION = (AttemptState.CREATING, AttemptState.OPEN, AttemptState.UNKNO
 Gate = Callable[[str, str], AbstractAsyncContextManager[None]]
 """Entered, by the channel's and the account's name, for as long as a call takes. May wait, and may raise
 ChannelUnknownError."""
-
-_log = structlog.get_logger()
 
 
 def _open_gate(channel: str, account: str) -> AbstractAsyncContextManager[None]:

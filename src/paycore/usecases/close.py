@@ -2,8 +2,6 @@
 
 import asyncio
 
-import structlog
-
 from paycore._dedupe import Index
 from paycore.channels.protocol import was_asked
 from paycore.domain.errors import NotFoundError, PreconditionError
@@ -14,6 +12,7 @@ from paycore.store.rows import ChannelOrderRow, PaymentFile, PaymentRecord
 from paycore.usecases.attempts import ATTEMPT_STATE_UNKNOWN, Conversations
 from paycore.usecases.judge import AccountCodes, index_payment
 from paycore.usecases.keys import PAYMENT_NOT_FOUND, PaymentKey, resolve
+from paycore.usecases.quiet_log import QuietLog
 from paycore.usecases.rare import closed_outcome
 from paycore.usecases.refund import derive_refunds, split_intents
 from paycore.usecases.writer import Writer
@@ -21,7 +20,7 @@ from paycore.usecases.writer import Writer
 _MAX_ROUNDS = 3
 """How often attempts are ended anew because another was opened meanwhile."""
 
-_log = structlog.get_logger()
+_log = QuietLog()
 
 
 class InsertClosed:

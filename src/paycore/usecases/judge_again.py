@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
-import structlog
-
 from paycore.channels.protocol import Capture, ChannelUnknownError
 from paycore.domain.clock import Clock
 from paycore.domain.decision import ABSENT_MS
@@ -35,6 +33,7 @@ from paycore.usecases.confirm import (
     terms_of,
 )
 from paycore.usecases.judge import AccountCodes
+from paycore.usecases.quiet_log import QuietLog
 from paycore.usecases.refund import RefundIntent
 from paycore.usecases.told import NoteQueriedPaid
 from paycore.usecases.words import verdict_at
@@ -48,7 +47,7 @@ _WORDS = 100
 
 NOT_DECIDED = frozenset({NotifyOutcome.UNKNOWN, NotifyOutcome.THROTTLED, NotifyOutcome.INVALID})
 
-_log = structlog.get_logger()
+_log = QuietLog()
 
 
 class Weight(Enum):

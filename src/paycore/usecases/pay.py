@@ -10,8 +10,6 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
 
-import structlog
-
 from paycore.channels.protocol import ChannelUnknownError, Created, CreateResult, QueryState
 from paycore.channels.registry import ChannelRegistry
 from paycore.domain.clock import Clock
@@ -24,6 +22,7 @@ from paycore.store.rows import ChannelOrderRow, PaymentRecord, PaymentRow
 from paycore.usecases.attempts import Conversations, SettleAttempt, channel_order
 from paycore.usecases.pay_command import PayCommand, PayLimits, check_command
 from paycore.usecases.pay_open import OpenAttempt, Step
+from paycore.usecases.quiet_log import QuietLog
 from paycore.usecases.tasks import Schedule
 from paycore.usecases.writer import Writer
 
@@ -38,7 +37,7 @@ _LONGEST_QUERY_MS = 2_000
 
 _JUDGED = EXCESS_REASONS | {NotifyOutcome.ACCEPTED}
 
-_log = structlog.get_logger()
+_log = QuietLog()
 
 
 class NextAction(IntEnum):

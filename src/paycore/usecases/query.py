@@ -3,8 +3,6 @@
 import asyncio
 from typing import NamedTuple
 
-import structlog
-
 from paycore.channels.protocol import ChannelUnknownError
 from paycore.domain.clock import Clock
 from paycore.domain.errors import NotFoundError, PaycoreError
@@ -12,11 +10,12 @@ from paycore.store.protocol import Store
 from paycore.store.rows import ChannelOrderRow, PaymentFile
 from paycore.usecases.attempts import Conversations
 from paycore.usecases.keys import PAYMENT_NOT_FOUND, PaymentKey, resolve
+from paycore.usecases.quiet_log import QuietLog
 
 ANSWER_MARGIN_MS = 100
 """Kept back from the caller's deadline, so that the answer arrives before it."""
 
-_log = structlog.get_logger()
+_log = QuietLog()
 
 
 class Refreshed(NamedTuple):

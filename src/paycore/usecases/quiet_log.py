@@ -12,6 +12,10 @@ class QuietLog:
     def __init__(self) -> None:
         self._log = structlog.get_logger()
 
+    def debug(self, event: str, **fields: Any) -> None:
+        """Write a line of level debug."""
+        self._write("debug", event, fields)
+
     def info(self, event: str, **fields: Any) -> None:
         """Write a line of level info."""
         self._write("info", event, fields)
